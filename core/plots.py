@@ -1,0 +1,112 @@
+"""Small drawings; matplotlib is imported when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kexue.core.errors import FileFormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["are_images", "check_plot", "curves", "draw", "histogram", "images", "write_plot"]
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def draw(plot: Callable[[Figure], None], *, width: float = 7.0, height: float = 4.0) -> Figure:
+    """Return a figure that ``plot`` has drawn into; no window, no global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    plot(figure)
+    return figure
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a file that no picture can be drawn into.
+
+    Raises:
+        FileFormatError: If the suffix is not one of .png, .svg, .pdf, or the file cannot be
+            written.
+    """
+    from kexue.core.writing import check_place
+
+    if path.suffix.lower() not in _SUFFIXES:
+        raise FileFormatError(
+            f"{path} must end in one of {' '.join(_SUFFIXES)}. "
+            f"Found {path.suffix or 'no suffix'!r}.",
+            path=path,
+        )
+    check_place(path)
+
+
+def write_plot(path: Path, plot: Callable[[Figure], None]) -> None:
+    """Draw into a file.
+
+    Raises:
+        FileFormatError: If there can be no such picture; see :func:`check_plot`.
+    """
+    from kexue.core.writing import atomic_path
+
+    check_plot(path)
+    figure = draw(plot)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _values(values: Any) -> NDArray[np.float64]:
+    import numpy as np
+
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def histogram(figure: Figure, values: Any, label: str) -> None:
+    """Draw how values are distributed; NaN and infinities are counted in the label."""
+    import numpy as np
+
+    numbers = _values(values).ravel()
+    shown = numbers[np.isfinite(numbers)]
+    left_out = len(numbers) - len(shown)
+    axes = figure.subplots()
+    axes.hist(shown, bins=40, color="#3465a4")
+    axes.set(xlabel=f"{label} ({left_out} not finite)" if left_out else label, ylabel="count")
+
+
+def curves(
+    figure: Figure, lines: Mapping[str, Sequence[float]], *, x: str, y: str, log: bool = False
+) -> None:
+    """Draw one line per name over its index."""
+    axes = figure.subplots()
+    for name, line in lines.items():
+        axes.plot(range(len(line)), line, label=name)
+    axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    if len(lines) > 1:
+        axes.legend()
+
+
+def are_images(shape: Sequence[int]) -> bool:
+    """Whether an array of this shape is drawn as pictures: grey, or with 1, 3 or 4 channels last.
+
+    Args:
+        shape: Its shape, the rows first.
+    """
+    return len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3, 4})
+
+
+def images(figure: Figure, pixels: Any) -> None:
+    """Draw up to 64 images, ``[image, height, width]`` or with channels last, as a grid."""
+    shown = _values(pixels[:64])
+    columns = max(1, round(len(shown) ** 0.5))
+    grid = figure.subplots(max(1, -(-len(shown) // columns)), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image in zip(grid.flat, shown, strict=False):
+        coloured = image.ndim == 3
+        axes.imshow(image.clip(0, 1) if coloured else image, cmap="gray", interpolation="nearest")

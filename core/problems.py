@@ -1,0 +1,124 @@
+"""Problems that an optimizer is run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kexue.core.errors import ArgumentError, did_you_mean
+from kexue.core.loading import load_target
+
+__all__ = ["PROBLEMS", "Problem", "make_problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something to minimise.
+
+    Args:
+        name: What to call it.
+        parameters: What the optimizer moves, at its starting point.
+        loss: Computes the scalar loss from them.
+        minimum: The least value of the loss, if it is known.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Callable[[], Tensor]
+    minimum: float | None = None
+
+
+def _plane(
+    name: str,
+    start: tuple[float, float],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    where: Mapping[str, Any],
+) -> Problem:
+    point = nn.Parameter(torch.tensor(start, **where))
+    return Problem(name, [point], lambda: loss(point[0], point[1]), 0.0)
+
+
+def rosenbrock(**where: Any) -> Problem:
+    """A curved valley: (1 − x)² + 100 (y − x²)², from (−1.5, 2)."""
+    return _plane(
+        "rosenbrock", (-1.5, 2.0), lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2, where
+    )
+
+
+def quadratic(**where: Any) -> Problem:
+    """An ill-conditioned bowl: ½ (x² + 100 y²), from (2, 1)."""
+    return _plane("quadratic", (2.0, 1.0), lambda x, y: 0.5 * (x**2 + 100 * y**2), where)
+
+
+def beale(**where: Any) -> Problem:
+    """Beale's function with its flat regions, from (1, 1)."""
+    return _plane(
+        "beale",
+        (1.0, 1.0),
+        lambda x, y: (
+            (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
+        ),
+        where,
+    )
+
+
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "rosenbrock": rosenbrock,
+    "quadratic": quadratic,
+    "beale": beale,
+}
+
+
+def make_problem(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Problem:
+    """Return a built-in problem, or what ``file.py:function`` returns.
+
+    The function takes nothing and returns a :class:`Problem`, or a pair of a tensor, a list of
+    tensors or a module, and a function that computes the loss from them.
+
+    Args:
+        name: One of :data:`PROBLEMS`, or ``file.py:function``.
+        device: Where a built-in problem is; a function decides for itself.
+        dtype: Its floating-point type, likewise.
+
+    Raises:
+        ArgumentError: If there is no such problem, or the function returns something else.
+    """
+    if ":" not in name:
+        if name not in PROBLEMS:
+            raise ArgumentError(
+                f"`problem` must be one of {', '.join(PROBLEMS)}, or file.py:function. "
+                f"Found {name!r}.{did_you_mean(name, PROBLEMS)}",
+                argument="problem",
+            )
+        return PROBLEMS[name](device=device, dtype=dtype)
+    function: Any = load_target(name)
+    made = function() if callable(function) else function
+    if isinstance(made, Problem):
+        return made
+    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
+        raise ArgumentError(
+            f"{name} must return a Problem, or parameters and a loss function. "
+            f"Found {type(made).__name__}.",
+            argument="problem",
+        )
+    return Problem(name, _parameters(name, made[0]), made[1])
+
+
+def _parameters(name: str, given: Any) -> list[nn.Parameter]:
+    if isinstance(given, Tensor):
+        given = [given]
+    parameters = list(given.parameters() if isinstance(given, nn.Module) else given)
+    for parameter in parameters:
+        if not (isinstance(parameter, Tensor) and parameter.requires_grad and parameter.is_leaf):
+            raise ArgumentError(
+                f"The parameters of {name} must be tensors that require gradients, such as "
+                f"torch.nn.Parameter. Found {type(parameter).__name__}.",
+                argument="problem",
+            )
+    return parameters

@@ -1,0 +1,424 @@
+"""What ``kexue run`` and ``kexue fit`` do: from names and files to a result."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kexue.core.catalogue import load_yaml
+from kexue.core.component import Component, Interface
+from kexue.core.describe import Description, Parameter, documented_parameters, parse_value
+from kexue.core.docstrings import parse_docstring
+from kexue.core.errors import ArgumentError, FileFormatError, ManifestError, did_you_mean
+from kexue.core.job import Job, Progress, Quiet, Result
+from kexue.core.loading import load_target
+from kexue.core.registry import Registry
+from kexue.core.source import find_definition
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Request",
+    "execute",
+    "options",
+    "purpose",
+    "result_json",
+    "write_example",
+    "write_result",
+]
+
+_CONFIG_KEYS = ("use", "with", "files", "options")
+
+
+@dataclass
+class Request:
+    """One call of ``kexue run`` or ``kexue fit``.
+
+    Args:
+        name: The component.
+        verb: ``"run"`` or ``"fit"``.
+        files: What the user named.
+        params: ``--set``: ``key=value`` texts.
+        config: A YAML file ``{use: id, with: {…}, files: […], options: {…}}`` that the other
+            arguments take precedence over.
+        options: Options of the kind, by name.
+        device: Name of a device.
+        dtype: Name of a dtype.
+        seed: Seed of everything random.
+        model: Folder of a fitted model.
+        weights: Weights for the component.
+        out: Where results go.
+        progress: Where to report.
+    """
+
+    name: str
+    verb: str = "run"
+    files: Sequence[str] = ()
+    params: Sequence[str] = ()
+    config: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str | None = None
+    seed: int = 0
+    model: Path | None = None
+    weights: Path | None = None
+    out: Path | None = None
+    progress: Progress = field(default_factory=Quiet)
+
+
+def target_of(interface: Interface, verb: str, *, fitted: bool) -> str:
+    """Return what runs a kind for a verb; empty if the kind has none."""
+    if verb == "fit":
+        return interface.fit
+    return interface.apply if fitted else interface.run
+
+
+def options(interface: Interface, verb: str) -> tuple[Parameter, ...]:
+    """Return the options that a kind adds to a verb, read from source.
+
+    Args:
+        interface: The kind.
+        verb: ``"run"`` or ``"fit"``.
+    """
+    found: dict[str, Parameter] = {}
+    for fitted in (False, True) if verb == "run" else (False,):
+        definition = find_definition(target_of(interface, verb, fitted=fitted) or "")
+        if definition is not None and isinstance(definition.node, ast.FunctionDef):
+            keywords = {arg.arg for arg in definition.node.args.kwonlyargs}
+            for parameter in documented_parameters(definition.node):
+                if parameter.name in keywords:
+                    found.setdefault(parameter.name, parameter)
+    return tuple(found.values())
+
+
+def purpose(interface: Interface, verb: str) -> str:
+    """Return what a kind does for a verb, in prose, read from source."""
+    definition = find_definition(target_of(interface, verb, fitted=False) or "")
+    return parse_docstring(definition.doc).prose if definition is not None else ""
+
+
+def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
+    """Do what a request says.
+
+    Args:
+        registry: Where components come from.
+        request: What to do.
+
+    Raises:
+        KexueError: With one sentence that says what is wrong and what to do.
+    """
+    component = registry.get(request.name)
+    interface = registry.interface(component.kind)
+    config = _read_config(request.config, component)
+    target = target_of(interface, request.verb, fitted=request.model is not None)
+    if not target:
+        what = "fitted" if request.verb == "fit" else "run with a fitted model"
+        able = sorted({i.kind for i in registry.interfaces() if i.fit})
+        raise ArgumentError(
+            f"{component.id} cannot be {what}: components of kind {component.kind!r} are not "
+            f"trained. Kinds that are: {', '.join(able)}.",
+            argument="component",
+        )
+    if request.verb == "run" and request.out is not None and not request.out.is_dir():
+        from kexue.core.writing import check_place
+
+        check_place(request.out)  # before the work; some kinds may write into a folder
+    description = registry.describe(component)
+    if request.verb == "fit" and "trainable" not in description.capabilities:
+        raise ArgumentError(
+            f"{component.id} is not trainable. `kexue run {component.id}` runs it on files.",
+            argument="component",
+        )
+    job = _job(registry, request, description, config)
+    settings = {p.name: p for p in options(interface, request.verb)}
+    given = {
+        name: _from_yaml(value, settings.get(name), "`options`")
+        for name, value in (config.get("options") or {}).items()
+    }
+    return job, _call(target, job, {**given, **request.options})
+
+
+def _job(
+    registry: Registry, request: Request, description: Description, config: Mapping[str, Any]
+) -> Job:
+    from kexue.core.device import check_seed, resolve_device, resolve_dtype
+
+    check_seed(request.seed)
+    known = {p.name: p for p in description.parameters}
+    params = {
+        name: _from_yaml(value, known.get(name), description.component.id)
+        for name, value in (config.get("with") or {}).items()
+    }
+    for text in request.params:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ArgumentError(f"`--set` must be NAME=VALUE. Found {text!r}.", argument="set")
+        params[name.strip()] = description.parse(name.strip(), value)
+    description.check_names(params)
+    return Job(
+        description=description,
+        factory=lambda **given: registry.create(description.component, **given),
+        device=resolve_device(request.device),
+        dtype=resolve_dtype(request.dtype),
+        params={name: registry.build(value, where=name) for name, value in params.items()},
+        files=tuple(request.files) or tuple(config.get("files") or ()),
+        seed=request.seed,
+        model=request.model,
+        weights=request.weights,
+        out=request.out,
+        progress=request.progress,
+    )
+
+
+def _read_config(path: Path | None, component: Component) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from kexue.core.lines import check_file
+
+    check_file(path, may_be_empty=True)
+    try:
+        config = load_yaml(path)
+    except ManifestError as error:
+        raise FileFormatError(str(error), path=path) from error
+    if not isinstance(config, dict):
+        raise FileFormatError(
+            f"{path} must hold a mapping. Found {type(config).__name__}.", path=path
+        )
+    for key in config:
+        if key not in _CONFIG_KEYS:
+            raise FileFormatError(
+                f"{path} has no use for {key!r}.{did_you_mean(str(key), _CONFIG_KEYS)} "
+                f"It may hold: {', '.join(_CONFIG_KEYS)}.",
+                path=path,
+            )
+    if config.get("use") not in (None, component.id, component.name):
+        raise FileFormatError(
+            f"{path} is for {config['use']}, and {component.id} was asked for.", path=path
+        )
+    _check_values(path, config)
+    return config
+
+
+def _check_values(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration whose values are not of their form."""
+    for key in ("with", "options"):
+        names = config.get(key) or {}
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
+            raise FileFormatError(
+                f"`{key}` in {path} must be a mapping of names to values. Found {names!r}.",
+                path=path,
+            )
+    files = config.get("files") or []
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise FileFormatError(
+            f"`files` in {path} must be a list of file names. Found {files!r}.", path=path
+        )
+
+
+def _from_yaml(value: Any, parameter: Parameter | None, owner: str) -> Any:
+    """Return a value of a configuration, checked as if it had been typed after ``--set``."""
+    if parameter is None or not isinstance(value, str | bool | int | float | None):
+        return value
+    import yaml
+
+    text = value if isinstance(value, str) else yaml.safe_dump(value).splitlines()[0]
+    parsed = parse_value(text, parameter, owner)
+    if isinstance(parsed, str) and not isinstance(value, str):
+        raise ArgumentError(
+            f"`{parameter.name}` of {owner} must be {parameter.annotation}. Found {value!r}; text "
+            f"that YAML reads as something else needs quotes.",
+            argument=parameter.name,
+        )
+    return parsed
+
+
+def _call(target: str, job: Job, given: Mapping[str, Any]) -> Result:
+    """Call a kind's function with the options that it takes.
+
+    Raises:
+        ArgumentError: If it does not take one of them.
+    """
+    function = load_target(target)
+    known = function.__kwdefaults__ or {}
+    for name in given:
+        if name not in known:
+            flag = name.replace("_", "-")
+            takes = ", ".join(f"--{n.replace('_', '-')}" for n in known) or "no options of its own"
+            raise ArgumentError(
+                f"`--{flag}` has no use here: {job.id} takes {takes} "
+                f"{'with' if job.model else 'without'} `--model`.",
+                argument=name,
+            )
+    result: Result = function(job, **given)
+    return result
+
+
+# -- results ------------------------------------------------------------------------------------
+
+
+def to_array(value: Any) -> NDArray[np.generic]:
+    """Return a tensor or array as a numpy array that files can hold."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.asarray(value)
+
+
+def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Path]:
+    """Write what a result holds, and return the files.
+
+    Args:
+        result: What came out.
+        out: Where arrays or lines go; nowhere if None.
+        plot: Where the picture goes; nowhere if None.
+
+    Raises:
+        ArgumentError: If there is nothing to write, or no picture of the result.
+    """
+    from kexue.core.files import write_arrays, write_lines
+    from kexue.core.plots import check_plot, write_plot
+
+    written = list(result.files)
+    if plot is not None:
+        if result.plot is None:
+            raise ArgumentError("There is nothing to plot of this result.", argument="plot")
+        check_plot(plot)
+    if out is not None and not result.files:
+        if result.lines is not None:
+            write_lines(out, result.lines)
+            result.lines = None
+        elif result.arrays:
+            write_arrays(out, {name: to_array(a) for name, a in result.arrays.items()})
+        else:
+            raise ArgumentError("There is nothing to write of this result.", argument="out")
+        written.append(out)
+    if plot is not None and result.plot is not None:
+        write_plot(plot, result.plot)
+        written.append(plot)
+    return written
+
+
+def result_json(job: Job, result: Result, written: Sequence[Path]) -> dict[str, Any]:
+    """Return a run as plain data; arrays are left out once they are in a file.
+
+    NaN and infinities, which JSON has no word for, become null.
+    """
+    in_file = job.out is not None
+    document: dict[str, Any] = _finite(
+        {
+            "component": job.id,
+            "params": {k: v if _plain(v) else repr(v) for k, v in job.params.items()},
+            "device": str(job.device),
+            "dtype": str(job.dtype).removeprefix("torch."),
+            "seed": job.seed,
+            "summary": result.summary,
+            **({"lines": list(result.lines)} if result.lines is not None else {}),
+            **({} if in_file else {n: to_array(a).tolist() for n, a in result.arrays.items()}),
+            "files": [str(path) for path in written],
+        }
+    )
+    return document
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict | type(None))
+
+
+# -- examples -----------------------------------------------------------------------------------
+
+
+def write_example(registry: Registry, name: str, folder: Path) -> str:
+    """Write files that a component can be run on, and return the command that does.
+
+    Args:
+        registry: Where components come from.
+        name: The component.
+        folder: Where; made if it does not exist.
+
+    Raises:
+        ArgumentError: If the component gives no example.
+        FileFormatError: If the folder cannot be made, or holds other files of these names.
+    """
+    from kexue.core.device import make_generator
+
+    component = registry.get(name)
+    loaded = registry.load(component)
+    if not hasattr(loaded, "example"):
+        raise ArgumentError(f"{component.id} gives no example.", argument="example")
+    example = loaded.example(generator=make_generator(0))
+    optional = {row.name: row.optional for row in registry.describe(component).inputs}
+    inputs = {key: value for key, value in example.inputs.items() if key in optional}
+    files = _write_inputs(inputs, folder)
+    words = ["kexue", "run", component.id]
+    for key, value in example.inputs.items():
+        if key in files:
+            words.append(f"{key}={files[key]}" if optional[key] else str(files[key]))
+        elif isinstance(value, str):
+            words.append(value)
+    for key, value in example.params.items():
+        words += ["--set", f"{key}={_as_text(value)}"]
+    return shlex.join(words)
+
+
+def _write_inputs(inputs: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write tensors and lists of lines into a folder, all of them or none."""
+    import tempfile
+
+    from kexue.core.lines import detail
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFormatError(f"{folder} cannot be made: {detail(error)}.", path=folder) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        files = _write_plain(inputs, Path(scratch))
+        for path in files.values():
+            place = folder / path.name
+            if place.exists() and place.read_bytes() != path.read_bytes():
+                raise FileFormatError(
+                    f"{place} exists and holds something else. Name another folder.", path=place
+                )
+        from kexue.core.writing import atomic_write
+
+        for path in files.values():
+            atomic_write(folder / path.name, path.read_bytes())
+    return {key: folder / path.name for key, path in files.items()}
+
+
+def _write_plain(inputs: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    import torch
+
+    from kexue.core.files import write_arrays, write_lines
+
+    files: dict[str, Path] = {}
+    for key, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            files[key] = folder / f"{key}.npy"
+            write_arrays(files[key], {key: to_array(value)})
+        elif isinstance(value, list):
+            files[key] = folder / f"{key}.txt"
+            write_lines(files[key], map(str, value))
+    return files
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=repr)
