@@ -1,0 +1,1 @@
+"""The terminal: what commands are made of, and how results look."""
