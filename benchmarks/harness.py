@@ -1,0 +1,97 @@
+"""Two implementations side by side in one process: interleaved, medians, the ratio pair by pair."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Row", "compare"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark.
+
+    Args:
+        task: What is computed.
+        case: The sizes.
+        peer: What ours is compared with.
+        ours_ms: Median milliseconds per call, ours.
+        peer_ms: Median milliseconds per call, the peer's.
+        ratio: Median over the pairs of peer / ours: above 1, ours is faster.
+        low: Lower quartile of the ratio.
+        high: Upper quartile of the ratio.
+    """
+
+    task: str
+    case: str
+    peer: str
+    ours_ms: float
+    peer_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def compare(
+    task: str,
+    case: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    peer_name: str,
+    pairs: int = 15,
+    warmup: int = 2,
+    budget_s: float = 20.0,
+) -> Row:
+    """Time ``ours`` and ``peer`` in turn.
+
+    A pair is one call of each, so that a change in the machine's speed meets both. Fast calls are
+    repeated within a pair until they take at least 5 ms.
+
+    Args:
+        task: What is computed.
+        case: The sizes.
+        ours: Our implementation, called without arguments.
+        peer: The peer's implementation of the same.
+        peer_name: Who the peer is.
+        pairs: How many pairs at most.
+        warmup: Calls of each before the first pair.
+        budget_s: Stop after this many seconds, with at least five pairs.
+    """
+
+    def seconds(call: Callable[[], object], repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
+
+    repeats = []
+    for call in (ours, peer):
+        for _ in range(warmup):
+            call()
+        repeats.append(max(1, round(0.005 / max(seconds(call, 1), 1e-9))))
+    gc.collect()
+    gc.disable()
+    measured: list[tuple[float, float]] = []
+    deadline = time.perf_counter() + budget_s
+    try:
+        while len(measured) < pairs and (len(measured) < 5 or time.perf_counter() < deadline):
+            measured.append((seconds(ours, repeats[0]), seconds(peer, repeats[1])))
+    finally:
+        gc.enable()
+    ratios = [theirs / mine for mine, theirs in measured]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return Row(
+        task,
+        case,
+        peer_name,
+        1e3 * statistics.median(mine for mine, _ in measured),
+        1e3 * statistics.median(theirs for _, theirs in measured),
+        statistics.median(ratios),
+        low,
+        high,
+    )
