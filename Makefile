@@ -57,8 +57,8 @@ lint: $(VENV)/.tools
 	MYPYPATH=build/types $(BIN)/mypy -p kexue.core -m kexue.cli
 	MYPYPATH=build/types:$(subst $(eval) ,:,$(SLUGS:%=plugins/%)) \
 	    $(BIN)/mypy $(foreach slug,$(SLUGS),-p kexue_$(subst -,_,$(slug)))
-	MYPYPATH=build/types:$(subst $(eval) ,:,$(SLUGS:%=plugins/%)) $(BIN)/mypy \
-	    --explicit-package-bases tests $(wildcard plugins/*/tests) benchmarks
+	MYPYPATH=build/types:benchmarks $(BIN)/mypy --explicit-package-bases \
+	    tests $(wildcard plugins/*/tests) benchmarks
 
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .

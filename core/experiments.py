@@ -76,7 +76,7 @@ class Figure:
     """
 
     title: str
-    plot: Callable[[Canvas], None]
+    plot: Callable[[Canvas], object]
     caption: str = ""
 
 

@@ -18,7 +18,7 @@ __all__ = ["are_images", "check_plot", "curves", "draw", "histogram", "images", 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def draw(plot: Callable[[Figure], None], *, width: float = 7.0, height: float = 4.0) -> Figure:
+def draw(plot: Callable[[Figure], object], *, width: float = 7.0, height: float = 4.0) -> Figure:
     """Return a figure that ``plot`` has drawn into; no window, no global state."""
     from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ def check_plot(path: Path) -> None:
     check_place(path)
 
 
-def write_plot(path: Path, plot: Callable[[Figure], None]) -> None:
+def write_plot(path: Path, plot: Callable[[Figure], object]) -> None:
     """Draw into a file.
 
     Raises:
