@@ -25,7 +25,7 @@ import torch
 from harness import Row, compare
 from torch import Tensor
 
-from kexue_zlpr import ZLPR, SparseZLPR, SubsetSoftmax
+from kexue_zlpr import ZLPR, SubsetSoftmax
 
 __all__ = ["rows"]
 
@@ -101,7 +101,7 @@ def _dense(
     target = torch.zeros_like(logits, requires_grad=False).scatter_(-1, labels, 1.0)
     ours = _step(ZLPR(), logits, target)
     boolean = _step(ZLPR(), logits, target.bool())
-    sparse = _step(SparseZLPR(), logits, labels)
+    sparse = _step(ZLPR(sparse=True), logits, labels)
     binary = _step(torch.nn.BCEWithLogitsLoss(), logits, target)
     margin = _step(torch.nn.MultiLabelSoftMarginLoss(), logits, target)
     plain = _step(_plain, logits, target)

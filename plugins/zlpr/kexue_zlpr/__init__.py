@@ -1,7 +1,7 @@
 """Softmax cross-entropy generalised to any number of labels per row.
 
-``loss/zlpr`` (and ``loss/zlpr-sparse`` for label lists) with ``decoder/zlpr``, and the two losses
-on the way to it: ``loss/pairwise-softmax`` and the combinatorial ``loss/subset-softmax``.
+``loss/zlpr`` with ``decoder/zlpr``, and the two losses on the way to it: ``loss/pairwise-softmax``
+and the combinatorial ``loss/subset-softmax``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from kexue_zlpr.pairwise import PairwiseSoftmax as PairwiseSoftmax
     from kexue_zlpr.subset import SubsetSoftmax as SubsetSoftmax
     from kexue_zlpr.zlpr import ZLPR as ZLPR
-    from kexue_zlpr.zlpr import SparseZLPR as SparseZLPR
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -25,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "decoder": ["ThresholdDecoder"],
         "pairwise": ["PairwiseSoftmax"],
         "subset": ["SubsetSoftmax"],
-        "zlpr": ["ZLPR", "SparseZLPR"],
+        "zlpr": ["ZLPR"],
     },
 )
 
@@ -49,16 +48,8 @@ def kexue_components() -> list[Component]:
             "loss",
             "zlpr",
             "kexue_zlpr.zlpr:ZLPR",
-            "Multi-label softmax cross-entropy with a threshold class, hard or soft targets.",
+            "Multi-label softmax cross-entropy with a threshold class: hard, soft or sparse targets.",
             references=(_POST, _SOFT_POST, _PAPER),
-            tags=("multi-label", "classification"),
-        ),
-        Component(
-            "loss",
-            "zlpr-sparse",
-            "kexue_zlpr.zlpr:SparseZLPR",
-            "ZLPR whose targets are lists of labels: no dense target for many classes.",
-            references=(_POST, _PAPER),
             tags=("multi-label", "classification", "extreme"),
         ),
         Component(

@@ -91,11 +91,13 @@ def accumulated(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits
 
 
-def _check_companion(owner: str, name: str, found: Tensor, logits: Tensor) -> None:
+def _check_companion(
+    owner: str, name: str, found: Tensor, logits: Tensor, hint: str = ""
+) -> None:
     if found.shape != logits.shape:
         raise ArgumentError(
             f"`{name}` of {owner} must have the shape of `logits`, [..., class] = "
-            f"{list(logits.shape)}. Found {list(found.shape)}.",
+            f"{list(logits.shape)}. Found {list(found.shape)}.{hint}",
             argument=name,
         )
     _check_device(owner, name, found, logits)
@@ -127,13 +129,19 @@ def check_mask(owner: str, mask: Tensor | None, logits: Tensor) -> None:
     _check_companion(owner, "mask", mask, logits)
 
 
-def check_target(owner: str, target: Tensor, logits: Tensor) -> None:
+def check_target(owner: str, target: Tensor, logits: Tensor, hint: str = "") -> None:
     """Refuse a dense target of another shape, one that is complex, and one that wants a gradient.
+
+    Args:
+        owner: The component.
+        target: The target.
+        logits: Shape ``[..., class]``.
+        hint: What to do if the shape is wrong.
 
     Raises:
         ArgumentError: With what was found.
     """
-    _check_companion(owner, "target", target, logits)
+    _check_companion(owner, "target", target, logits, hint)
     if target.is_complex():
         raise ArgumentError(
             f"`target` of {owner} must be boolean, integer or floating point. "
@@ -222,7 +230,7 @@ def label_slots(
     if target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise ArgumentError(
             f"`target` of {owner} must hold integer labels. Found {target.dtype}. "
-            f"For a 0/1 target of shape [..., class] use ZLPR.",
+            f"For a 0/1 target of shape [..., class] leave `sparse` out.",
             argument="target",
         )
     if target.dim() != logits.dim() or target.shape[:-1] != logits.shape[:-1]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import kexue_zlpr
-from kexue_zlpr import ZLPR, PairwiseSoftmax, SparseZLPR, SubsetSoftmax, ThresholdDecoder
+from kexue_zlpr import ZLPR, PairwiseSoftmax, SubsetSoftmax, ThresholdDecoder
 
-CLASSES = (ZLPR, SparseZLPR, PairwiseSoftmax, SubsetSoftmax, ThresholdDecoder)
+CLASSES = (ZLPR, PairwiseSoftmax, SubsetSoftmax, ThresholdDecoder)
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -21,7 +21,6 @@ def test_manifest_names_what_exists() -> None:
     components = kexue_zlpr.kexue_components()
     assert {component.id for component in components} == {
         "loss/zlpr",
-        "loss/zlpr-sparse",
         "loss/pairwise-softmax",
         "loss/subset-softmax",
         "decoder/zlpr",
