@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -443,6 +445,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal cannot show must not end the work
             stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     quiet = "--json" in args and not {"-h", "--help"} & set(args)
     try:
         with only_json() if quiet else nullcontext():
@@ -454,6 +458,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 -- one sentence for the user, whatever it was
         _fail(error, 1, prefix=f"{type(error).__name__}: ", hint=" `--debug` shows the traceback.")
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Leave as an exception does, so that half-written files are removed."""
+    del frame
+    raise SystemExit(128 + number)
 
 
 def _take(args: list[str], switch: str) -> bool:

@@ -39,7 +39,7 @@ _BUCKET = 50  # batches sorted by size together, so that little is padded
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a fit, after its checkpoint was written."""
+    """Ctrl-C or SIGTERM during a fit, after its checkpoint was written."""
 
 
 @dataclass
@@ -163,11 +163,13 @@ class Trainable(nn.Module, ABC):
             The history.
 
         Raises:
-            ArgumentError: If there are no examples, or the checkpoint is of another run.
-            Interrupted: On Ctrl-C, after a checkpoint was written.
+            ArgumentError: If there are no examples, a number is out of range, or the checkpoint is
+                of another run.
+            Interrupted: On Ctrl-C or SIGTERM, after a checkpoint was written.
         """
         if not len(examples):
             raise ArgumentError("`examples` of fit must not be empty.", argument="examples")
+        _check_numbers(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr)
         if resume and folder is None:
             raise ArgumentError("`resume` of fit needs `folder`.", argument="resume")
         optimizer = (
@@ -363,9 +365,9 @@ class _Run:
                 task.advance(1, loss=state.loss_sum / state.step)
                 if interrupted.is_set():
                     self._checkpoint()
-                    raise Interrupted(
-                        f"Stopped in epoch {state.epoch} after step {state.step} of {len(batches)}."
-                    )
+                    where = f"epoch {state.epoch}, step {state.step} of {len(batches)}"
+                    kept = "" if self.folder is None else f" `--resume` goes on from {self.folder}."
+                    raise Interrupted(f"Stopped in {where}.{kept}")
                 if now - saved > every:
                     self._checkpoint()
                     saved = time.monotonic()
@@ -572,28 +574,38 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a scheduler sends before it kills
+
+
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that is looked at between steps.
+    """Turn the first Ctrl-C or SIGTERM into an event that is looked at between steps.
 
-    A second one interrupts at once. Only the main thread may set signal handlers.
+    A second one interrupts at once. Signals that are ignored, as Ctrl-C is in background jobs, stay
+    so. Only the main thread may set signal handlers.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    previous = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in _STOPS}
+    previous = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def remember(number: int, frame: Any) -> None:
         del number, frame
         event.set()
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in previous:
+        signal.signal(number, remember)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
 
 def _to(batch: Any, device: torch.device) -> Any:
@@ -604,6 +616,18 @@ def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(_to(value, device) for value in batch)
     return batch
+
+
+def _check_numbers(*, lr: float, **counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ArgumentError(
+                f"`{name}` of fit must be at least 1. Found {count}.", argument=name
+            )
+    if not 0 <= lr < float("inf"):
+        raise ArgumentError(
+            f"`lr` of fit must be a finite number of at least 0. Found {lr}.", argument="lr"
+        )
 
 
 def _fingerprint(examples: Examples) -> int:

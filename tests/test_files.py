@@ -868,6 +868,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 _SLOW_WRITER = textwrap.dedent("""
+    import signal
     import sys
     from pathlib import Path
     from kexue.core.files import write_lines
@@ -878,6 +879,7 @@ _SLOW_WRITER = textwrap.dedent("""
         print("half way", flush=True)
         sys.stdin.read()
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
     write_lines(Path(sys.argv[1]), lines())
 """)
 

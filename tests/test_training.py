@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +88,15 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(data: Tensor) 
     assert not torch.equal(models[0].layer.weight, models[2].layer.weight)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in the foreground; background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("step", [1, 7, 10, 23])
 def test_interrupted_and_resumed_equals_uninterrupted(
     data: Tensor, tmp_path: Path, step: int
@@ -161,6 +170,7 @@ def test_resuming_a_finished_run_only_loads_it(data: Tensor, tmp_path: Path) -> 
     assert history.epochs == wanted.epochs
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -201,6 +201,8 @@ def _execute(
         else:
             print(command)
         return
+    # Of the processes that `accelerate launch` or `torchrun` starts, the first one speaks.
+    first = os.environ.get("RANK", "0") == "0"
     request = Request(
         component,
         verb,
@@ -214,9 +216,11 @@ def _execute(
         model=model,
         weights=weights,
         out=out,
-        progress=progress(quiet=json_),
+        progress=progress(quiet=json_ or not first),
     )
     job, result = execute(registry, request)
+    if not first:
+        return
     written = write_result(result, out, plot)
     if json_:
         print_json({"schema": 1, **result_json(job, result, written)})

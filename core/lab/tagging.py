@@ -226,7 +226,7 @@ class Tagger(Trainable):
             batch_size: Sentences at a time, like lengths together.
         """
         device = self.projection.weight.device
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        order = sorted((i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]))
         found: list[list[str]] = [[] for _ in rows]
         training = self.training
         self.eval()

@@ -48,7 +48,7 @@ def kexue_components() -> list[Component]:
             "loss",
             "zlpr",
             "kexue_zlpr.zlpr:ZLPR",
-            "Multi-label softmax cross-entropy with a threshold class: hard, soft or sparse targets.",
+            "Multi-label softmax cross-entropy with a threshold class; dense or sparse targets.",
             references=(_POST, _SOFT_POST, _PAPER),
             tags=("multi-label", "classification", "extreme"),
         ),

@@ -91,9 +91,7 @@ def accumulated(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits
 
 
-def _check_companion(
-    owner: str, name: str, found: Tensor, logits: Tensor, hint: str = ""
-) -> None:
+def _check_companion(owner: str, name: str, found: Tensor, logits: Tensor, hint: str = "") -> None:
     if found.shape != logits.shape:
         raise ArgumentError(
             f"`{name}` of {owner} must have the shape of `logits`, [..., class] = "

@@ -139,7 +139,8 @@ def test_padding_may_be_any_number() -> None:
     expected = ZLPR(sparse=True)(logits, target)
     other = torch.where(target < 0, -100, target).int()
     torch.testing.assert_close(ZLPR(sparse=True, padding_index=-100)(logits, other), expected)
-    class_zero = ZLPR(sparse=True, padding_index=0, reduction="none")(logits, torch.tensor([[0, 2]] * 4))
+    loss = ZLPR(sparse=True, padding_index=0, reduction="none")
+    class_zero = loss(logits, torch.tensor([[0, 2]] * 4))
     torch.testing.assert_close(class_zero, naive(logits, torch.tensor([[2]] * 4)))
 
 
