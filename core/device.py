@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from kexue.core.errors import ArgumentError, did_you_mean
 
-__all__ = ["DTYPES", "check_seed", "make_generator", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "DTYPES",
+    "check_seed",
+    "make_generator",
+    "resolve_device",
+    "resolve_dtype",
+    "synchronized_clock",
+]
 
 DTYPES = {
     "float16": torch.float16,
@@ -93,3 +102,10 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**63:
         raise ArgumentError(f"`seed` must be from 0 to 2**63 - 1. Found {seed}.", argument="seed")
+
+
+def synchronized_clock(device: torch.device) -> float:
+    """Return seconds for measuring, after waiting for what an accelerator still has to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -286,7 +286,7 @@ def _compare(crf: CRF, emissions: Tensor, errors: dict[str, float]) -> None:
     }
     for name, compared in pairs.items():
         for a, b in compared:
-            difference = float((a - b).abs().max() / b.abs().max().clamp(min=1))
+            difference = float((a - b).detach().abs().max() / b.abs().max().clamp(min=1))
             errors[name] = max(errors[name], difference)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from kexue.core import Claim, Context, Figure, Report, Table
+from kexue.core.device import synchronized_clock
 from kexue.core.lab.models import SoftmaxTagger
 from kexue.core.lab.segmentation import ENCODERS, SETTING, Run, measure, seconds_per_step, train
 from kexue.core.text import spread
@@ -165,12 +165,13 @@ def _table(runs: Runs, seconds: Mapping[str, Mapping[str, float]]) -> Table:
             spread(_f1(runs, head, encoder)),
             spread(run.scores.accuracy for run in of),
             f"{1e3 * seconds[encoder][head]:.1f} ms",
+            f"{fmean(run.epoch_seconds for run in of):.2f} s",
         ]
         for (head, encoder), of in runs.items()
     ]
     return Table(
         "Segmentation of the test part",
-        ["head", "encoder", "F1", "accuracy of tags", "training step"],
+        ["head", "encoder", "F1", "accuracy of tags", "training step", "epoch"],
         rows,
     )
 
@@ -214,9 +215,9 @@ def many_tags(context: Context) -> Report:
     gold = torch.randint(tags, (batch, length), device=context.device)
     seconds = []
     for _ in range(context.pick(5, 2) + 1):
-        start = time.perf_counter()
+        start = synchronized_clock(context.device)
         memm(emissions, gold).backward()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(synchronized_clock(context.device) - start)
     dense = 4 * tags**2 / 2**20
     thin = 4 * 2 * tags * rank / 2**20
     best = min(seconds[1:])
