@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # what is imported below is no garbage; looking for it is a tenth of a start
+
 import os
 import signal
 import sys
@@ -448,6 +452,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     quiet = "--json" in args and not {"-h", "--help"} & set(args)
+    gc.disable()  # until a command that works for longer is built
     try:
         with only_json() if quiet else nullcontext():
             app(args, prog_name="kexue")
@@ -458,6 +463,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 -- one sentence for the user, whatever it was
         _fail(error, 1, prefix=f"{type(error).__name__}: ", hint=" `--debug` shows the traceback.")
+    finally:
+        if argv is not None:  # else the process ends here, and need not look for garbage either
+            gc.enable()
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -485,6 +493,8 @@ def _fail(error: BaseException, status: int, *, prefix: str = "", hint: str = ""
     print(f"Error: {prefix}{text}{'' if _DEBUG else hint}", file=sys.stderr)
     sys.exit(status)
 
+
+gc.enable()
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,7 @@ __all__ = ["rows"]
 
 COMMANDS = (["list"], ["--help"], ["show", "loss/zlpr"])
 _IMPORTS = [sys.executable, "-c", "import typer, rich, yaml, pluggy"]
-_MAIN = "import sys; from kexue.cli import main; main(sys.argv[1:])"
+_MAIN = "from kexue.cli import main; main()"  # what the script `kexue` does
 
 
 def rows(*, quick: bool = False) -> Iterator[Row]:

@@ -7,6 +7,7 @@ them are built when they are called, because building them together takes anothe
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +59,9 @@ def verb(name: str, *, plain: bool = False) -> Callable[[Callable[..., None]], C
 def built(
     function: Callable[..., None], name: str, text: str, cls: type[TyperCommand] = TyperCommand
 ) -> Any:
-    """Return a function as a Typer command."""
+    """Return a function as a Typer command; unless it is plain, garbage is collected from here."""
+    if cls is not PlainCommand:
+        gc.enable()
     single = typer.Typer(
         rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
     )
