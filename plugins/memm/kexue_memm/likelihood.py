@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,31 +169,96 @@ def _multiply(
         gradient: Whether to take the gradient.
         weights: Weight of each loss in the gradient; 1 by default.
     """
+    num_tags = len(matrix)
     exp_emissions = (emissions - emissions.amax()).exp_()
     exp_matrix = Transitions((matrix - matrix.amax()).exp_())
     each = readings(task.tokens, exp_matrix, task.direction)
     # All directions in one tensor: for few tags, the number of operations is what costs.
-    history = _history(task.tags, each, len(matrix))
-    no_history = matrix.new_ones(1, len(matrix))  # e^0
+    no_history = matrix.new_ones(1, num_tags)  # e^0
     tables = torch.cat([part for _, table in each for part in (table.left, no_history)])
-    products = tables.index_select(0, history).view(len(each), *emissions.shape)
-    normaliser = products.mul_(exp_emissions).sum(2, keepdim=True)
-    gold = task.tags.expand(len(each), -1).unsqueeze(2)
-    gold_products = products.gather(2, gold)
-    nll = (normaliser / gold_products).log_().squeeze(2)
-    if not gradient:
-        return _Terms(nll, gold_products.amin())
-    # Probabilities minus one-hot: the gradient with respect to f + g.
-    minus_one = products.new_full((), -1).expand(gold.shape)
-    residual = products.div_(normaliser).scatter_add_(2, gold, minus_one)
-    if weights is not None:
-        residual.mul_(weights.unsqueeze(2))
-    d_tables = torch.zeros_like(tables).index_add_(0, history, residual.flatten(0, 1))
+    factors = _Factors(exp_emissions, tables, task.tags, _history(task.tags, each, num_tags))
+    terms = _few_tags if num_tags <= _FEW_TAGS else _many_tags
+    nll, smallest, d_emissions, d_tables = terms(factors, weights, gradient=gradient)
+    if d_tables is None:
+        return _Terms(nll, smallest)
     d_matrix = _add(
         part[:-1] if tokens.step > 0 else part[:-1].T
         for (tokens, _), part in zip(each, d_tables.chunk(len(each)), strict=True)
     )
-    return _Terms(nll, gold_products.amin(), _add(residual), d_matrix)
+    return _Terms(nll, smallest, d_emissions, d_matrix)
+
+
+_FEW_TAGS = 32  # up to here products of matrices cost less than gathering rows
+
+
+class _Factors(NamedTuple):
+    """What the losses are computed from, both factors of the products at most 1.
+
+    Args:
+        exp_emissions: e^f, up to a constant.
+        tables: e^g as each direction reads it, and a row of ones; one below the other.
+        tags: The true tags.
+        history: Row of ``tables`` that each token is scored after.
+    """
+
+    exp_emissions: Float[Tensor, "token tag"]
+    tables: Float[Tensor, "row tag"]
+    tags: Int[Tensor, " token"]
+    history: Int[Tensor, "direction token"]
+
+
+_Slopes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Losses, smallest gold product, and the gradients of emissions and tables where asked for."""
+
+
+def _few_tags(factors: _Factors, weights: Tensor | None, *, gradient: bool) -> _Slopes:
+    """Score each token after every tag by one product of matrices, and keep the one that counts.
+
+    The gradient is two more such products: nothing of the size direction x token x tag is formed.
+    """
+    exp_emissions, tables, tags, history = factors
+    normaliser = (tables @ exp_emissions.T).gather(0, history)
+    pairs = (history * tables.shape[1]).add_(tags).view(-1)
+    gold = tables.view(-1).index_select(0, pairs).view_as(history)
+    gold.mul_(exp_emissions.gather(1, tags.unsqueeze(1)).view(-1))
+    nll = (normaliser / gold).log_()
+    if not gradient:
+        return nll, gold.amin(), None, None
+    if weights is None:
+        shares = normaliser.reciprocal_()
+        minus_one = tables.new_full((), -1)
+        minus_each, minus_all = minus_one.expand(len(pairs)), minus_one * len(history)
+        minus_all = minus_all.expand(len(tags))
+    else:
+        shares = weights / normaliser
+        minus_each, minus_all = -weights.reshape(-1), -_add(weights)
+    spread = tables.new_zeros(len(tables), len(tags)).scatter_(0, history, shares)
+    # Probabilities minus one-hot: the gradient with respect to f + g.
+    d_emissions = (spread.T @ tables).mul_(exp_emissions)
+    d_emissions.scatter_add_(1, tags.unsqueeze(1), minus_all.unsqueeze(1))
+    d_tables = (spread @ exp_emissions).mul_(tables)
+    d_tables.view(-1).scatter_add_(0, pairs, minus_each)
+    return nll, gold.amin(), d_emissions, d_tables
+
+
+def _many_tags(factors: _Factors, weights: Tensor | None, *, gradient: bool) -> _Slopes:
+    """Multiply each token's scores by the row of its neighbour."""
+    exp_emissions, tables, tags, history = factors
+    rows = history.view(-1)
+    products = tables.index_select(0, rows).view(len(history), *exp_emissions.shape)
+    normaliser = products.mul_(exp_emissions).sum(2, keepdim=True)
+    gold = tags.expand(len(history), -1).unsqueeze(2)
+    gold_products = products.gather(2, gold)
+    nll = (normaliser / gold_products).log_().squeeze(2)
+    if not gradient:
+        return nll, gold_products.amin(), None, None
+    # Probabilities minus one-hot, as above.
+    minus_one = products.new_full((), -1).expand(gold.shape)
+    residual = products.div_(normaliser).scatter_add_(2, gold, minus_one)
+    if weights is not None:
+        residual.mul_(weights.unsqueeze(2))
+    d_tables = torch.zeros_like(tables).index_add_(0, rows, residual.flatten(0, 1))
+    return nll, gold_products.amin(), _add(residual), d_tables
 
 
 def _add(tensors: Iterable[Tensor]) -> Tensor:
@@ -203,10 +268,12 @@ def _add(tensors: Iterable[Tensor]) -> Tensor:
 
 def _history(
     tags: Int[Tensor, " token"], each: Readings, num_tags: int
-) -> Int[Tensor, " direction_token"]:
+) -> Int[Tensor, "direction token"]:
     """Return each token's row in the stacked tables: its neighbour's, or the last for none."""
     rows = [tokens.previous(tags, num_tags) for tokens, _ in each]
-    return rows[0] if len(rows) == 1 else torch.cat((rows[0], rows[1].add_(num_tags + 1)))
+    if len(rows) == 1:
+        return rows[0].unsqueeze(0)
+    return torch.stack((rows[0], rows[1].add_(num_tags + 1)))
 
 
 class _Analytic(torch.autograd.Function):
