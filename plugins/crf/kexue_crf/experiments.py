@@ -286,7 +286,8 @@ def _compare(crf: CRF, emissions: Tensor, errors: dict[str, float]) -> None:
     }
     for name, compared in pairs.items():
         for a, b in compared:
-            difference = float((a - b).detach().abs().max() / b.abs().max().clamp(min=1))
+            known = b.detach()
+            difference = float((a.detach() - known).abs().max() / known.abs().max().clamp(min=1))
             errors[name] = max(errors[name], difference)
 
 
