@@ -7,6 +7,7 @@ train it once.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "measure",
     "seconds_per_step",
     "train",
+    "train_all",
 ]
 
 ENCODERS: Mapping[str, int] = {"weak": 1, "strong": 4}
@@ -134,6 +136,27 @@ def train(context: Context, head: str, make_head: MakeHead, *, encoder: str, see
         return Run(head, encoder, seed, scores, seconds, tagger)
 
     return context.once(("segmentation run", head, encoder, seed), run)
+
+
+def train_all(context: Context, heads: Mapping[str, MakeHead]) -> dict[tuple[str, str], list[Run]]:
+    """Train and test every head on every encoder with every seed.
+
+    Args:
+        context: The reproduction it is part of.
+        heads: Builders by name; see :func:`train`.
+
+    Returns:
+        The runs by head and encoder, one per seed.
+    """
+    keys = list(itertools.product(heads, ENCODERS))
+    runs: dict[tuple[str, str], list[Run]] = {key: [] for key in keys}
+    with context.progress.task("taggers", len(keys) * len(context.seeds)) as bar:
+        for (head, encoder), seed in itertools.product(keys, context.seeds):
+            runs[head, encoder].append(
+                train(context, head, heads[head], encoder=encoder, seed=seed)
+            )
+            bar.advance()
+    return runs
 
 
 def measure(context: Context, tagger: Tagger, head: nn.Module | None = None) -> Scores:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kexue.core import Claim, Context, DecodeResult, Figure, Report, Table
 from kexue.core.lab.models import SoftmaxTagger
-from kexue.core.lab.segmentation import ENCODERS, SETTING, Run, Scores, measure, train
+from kexue.core.lab.segmentation import ENCODERS, SETTING, Run, Scores, measure, train_all
 from kexue.core.text import spread
 from kexue_crf.constraints import scheme_constraints
 from kexue_crf.crf import CRF
@@ -66,13 +66,7 @@ def _constrained(run: Run) -> nn.Module:
 
 def segmentation(context: Context) -> Report:
     """Segment text into words with softmax and with a CRF on the same encoders."""
-    keys = list(itertools.product(_HEADS, ENCODERS))
-    runs: dict[tuple[str, str], list[Run]] = {key: [] for key in keys}
-    with context.progress.task("taggers", len(keys) * len(context.seeds)) as bar:
-        for (head, encoder), seed in itertools.product(keys, context.seeds):
-            made = train(context, head, _HEADS[head], encoder=encoder, seed=seed)
-            runs[head, encoder].append(made)
-            bar.advance()
+    runs = train_all(context, _HEADS)
     legal = {
         key: [measure(context, run.tagger, _constrained(run)) for run in of]
         for key, of in runs.items()

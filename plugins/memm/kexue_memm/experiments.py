@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -14,7 +13,7 @@ from torch import nn
 from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.device import synchronized_clock
 from kexue.core.lab.models import SoftmaxTagger
-from kexue.core.lab.segmentation import ENCODERS, SETTING, Run, measure, seconds_per_step, train
+from kexue.core.lab.segmentation import ENCODERS, SETTING, Run, measure, seconds_per_step, train_all
 from kexue.core.text import spread
 from kexue_crf import CRF
 from kexue_memm.memm import MEMM
@@ -40,13 +39,7 @@ _HEADS: Mapping[str, Callable[[int], nn.Module]] = {
 
 def segmentation(context: Context) -> Report:
     """Segment text into words with softmax, MEMM, Bi-MEMM and CRF."""
-    keys = list(itertools.product(_HEADS, ENCODERS))
-    runs: dict[tuple[str, str], list[Run]] = {key: [] for key in keys}
-    with context.progress.task("taggers", len(keys) * len(context.seeds)) as bar:
-        for (head, encoder), seed in itertools.product(keys, context.seeds):
-            made = train(context, head, _HEADS[head], encoder=encoder, seed=seed)
-            runs[head, encoder].append(made)
-            bar.advance()
+    runs = train_all(context, _HEADS)
     seconds = {e: seconds_per_step(context, _HEADS, encoder=e) for e in ENCODERS}
     return Report(
         [

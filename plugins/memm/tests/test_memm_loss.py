@@ -150,6 +150,28 @@ def test_reductions(reduction: Any, mask: str, direction: Any) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_tags", [20, 40], ids=["few tags", "many tags"])
+@pytest.mark.parametrize("direction", ["both", "forward", "backward"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_matches_definition_for_few_and_many_tags(
+    num_tags: int, direction: Any, reduction: Any
+) -> None:
+    memm, emissions, tags = problem(
+        batch=12, num_tags=num_tags, direction=direction, reduction=reduction, seed=3
+    )
+    real = torch.arange(5) < torch.arange(12).remainder(6).unsqueeze(1)
+    emissions.requires_grad_()
+    inputs = [emissions, memm.transitions]
+    value = memm(emissions, tags, real)
+    expected = -log_probs(emissions, memm.transitions, tags, real, direction)
+    expected = expected if reduction == "none" else expected.sum()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view_as(value)
+    theirs = torch.autograd.grad((expected * weights).sum(), inputs)
+    for mine, other in zip(gradients((value * weights).sum(), inputs), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(
     data=st.data(),
