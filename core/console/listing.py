@@ -18,6 +18,7 @@ __all__ = [
     "component_rows",
     "in_catalogue",
     "print_components",
+    "readable",
     "sections",
     "show_component",
     "show_plugin",
@@ -114,13 +115,13 @@ def show_component(component: Component, *, json_: bool) -> None:
     if component.tags:
         print(f"tags: {', '.join(component.tags)}")
     print()
-    print_text(_readable(description.doc))
+    print_text(readable(description.doc))
     print()
     for title, columns, rows in sections(description):
         print_table(columns, rows, title)
         print()
     if description.returns:
-        print_facts({"Returns": _readable(description.returns)})
+        print_facts({"Returns": readable(description.returns)})
         print()
     if description.example:
         print("Example\n" + "\n".join(f"  {line}" for line in description.example.splitlines()))
@@ -130,7 +131,7 @@ def show_component(component: Component, *, json_: bool) -> None:
         print("References\n" + "\n".join(f"  {line}" for line in component.references))
 
 
-def _readable(doc: str) -> str:
+def readable(doc: str) -> str:
     """Return a docstring without the marks that are for documentation tools."""
     doc = re.sub(r"^ *\.\. math::\n", "", doc, flags=re.MULTILINE)
     doc = re.sub(r":\w+:`~(?:[^`]*\.)?([^`]*)`", r"\1", doc)
@@ -144,7 +145,7 @@ def sections(description: Description) -> list[tuple[str, list[str], list[list[s
             p.name,
             p.annotation or "any",
             "required" if p.default is None else p.default,
-            _readable(p.doc),
+            readable(p.doc),
         ]
         for p in description.parameters
     ]
@@ -152,7 +153,7 @@ def sections(description: Description) -> list[tuple[str, list[str], list[list[s
         [
             i.name + (" (optional)" if i.optional else ""),
             " ".join(filter(None, (i.dtype, i.shape))) or i.annotation or "any",
-            _readable(i.doc),
+            readable(i.doc),
         ]
         for i in description.inputs
     ]

@@ -15,7 +15,7 @@ import typer
 from kexue.core.component import Component
 from kexue.core.console.commands import VERBS, built
 from kexue.core.console.completion import complete_components
-from kexue.core.console.listing import sections, usage
+from kexue.core.console.listing import readable, sections, usage
 from kexue.core.console.output import note, print_json, print_table, progress
 from kexue.core.errors import ManifestError
 from kexue.core.registry import registry
@@ -138,13 +138,12 @@ def _kind_option(parameter: Parameter) -> tuple[Any, Any, Any]:
     plain = parameter.annotation.removesuffix(" | None")
     kind = _TYPES.get(plain, str)
     flag = f"--{parameter.name.replace('_', '-')}"
-    shown = (
-        "" if parameter.default in {None, "None", "False"} else f" [default: {parameter.default}]"
-    )
-    option = typer.Option(flag, help=f"{parameter.doc}{shown}")
+    default = (parameter.default or "None").strip("'")
+    shown = "" if default in {"None", "False"} else f" [default: {default}]"
+    option = typer.Option(flag, help=f"{readable(parameter.doc)}{shown}")
     if kind is bool:
         flags = f"{flag}/--no-{flag[2:]}" if parameter.default == "True" else flag
-        return bool | None, typer.Option(flags, help=parameter.doc, show_default=False), None
+        return bool | None, typer.Option(flags, help=readable(parameter.doc), show_default=False), None
     return kind | None, option, None
 
 
@@ -154,7 +153,7 @@ def _component_help(component: Component, verb: str) -> str:
 
     description = registry.describe(component)
     interface = registry.interface(component.kind)
-    blocks = [f"{component.id}: {component.summary}", purpose(interface, verb)]
+    blocks = [f"{component.id}: {component.summary}", readable(purpose(interface, verb))]
     tables = sections(description)
     for title, _, rows in tables if verb == "run" else tables[1:]:
         blocks.append("\b\n" + "\n".join([title, *(_wrapped(row) for row in rows)]))
