@@ -143,7 +143,11 @@ def _kind_option(parameter: Parameter) -> tuple[Any, Any, Any]:
     option = typer.Option(flag, help=f"{readable(parameter.doc)}{shown}")
     if kind is bool:
         flags = f"{flag}/--no-{flag[2:]}" if parameter.default == "True" else flag
-        return bool | None, typer.Option(flags, help=readable(parameter.doc), show_default=False), None
+        return (
+            bool | None,
+            typer.Option(flags, help=readable(parameter.doc), show_default=False),
+            None,
+        )
     return kind | None, option, None
 
 
