@@ -336,16 +336,14 @@ class _Run:
         if resume:
             self._restore()
         state = self.state
-        with _interruptible() as interrupted:
+        with _interruptible() as stop:
             while state.epoch <= epochs and not state.history.early:
-                self._epoch(examples, epochs, every, interrupted)
+                self._epoch(examples, epochs, every, stop)
                 self._close_epoch(valid, patience)
         self._finish()
         return state.history
 
-    def _epoch(
-        self, examples: Examples, epochs: int, every: float, interrupted: threading.Event
-    ) -> None:
+    def _epoch(self, examples: Examples, epochs: int, every: float, stop: _Stop) -> None:
         state = self.state
         batches = self._order(examples)
         self.wrapped.train()
@@ -363,7 +361,7 @@ class _Run:
                 now = time.monotonic()
                 state.seconds, clock = state.seconds + now - clock, now
                 task.advance(1, loss=state.loss_sum / state.step)
-                if interrupted.is_set():
+                if stop.asked:
                     self._checkpoint()
                     where = f"epoch {state.epoch}, step {state.step} of {len(batches)}"
                     kept = "" if self.folder is None else f" `--resume` goes on from {self.folder}."
@@ -577,16 +575,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 _STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a scheduler sends before it kills
 
 
+@dataclass
+class _Stop:
+    """Whether a signal asked to stop. No Event: a second signal within its lock would deadlock."""
+
+    asked: bool = False
+
+
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event that is looked at between steps.
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a wish that is looked at between steps.
 
     A second one interrupts at once. Signals that are ignored, as Ctrl-C is in background jobs, stay
     so. Only the main thread may set signal handlers.
     """
-    event = threading.Event()
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield stop
         return
     handlers = {number: signal.getsignal(number) for number in _STOPS}
     previous = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
@@ -597,13 +602,13 @@ def _interruptible() -> Iterator[threading.Event]:
 
     def remember(number: int, frame: Any) -> None:
         del number, frame
-        event.set()
+        stop.asked = True
         restore()
 
     for number in previous:
         signal.signal(number, remember)
     try:
-        yield event
+        yield stop
     finally:
         restore()
 

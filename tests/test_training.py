@@ -41,15 +41,16 @@ class Line(Trainable):
 class Stops(Line):
     """Interrupts itself as Ctrl-C would, before a given step."""
 
-    def __init__(self, features: int = 3, *, at: int = -1) -> None:
+    def __init__(self, features: int = 3, *, at: int = -1, times: int = 1) -> None:
         super().__init__(features)
-        self.left = at
+        self.left, self.times = at, times
 
     def loss(self, batch: Tensor) -> Tensor:
         if self.training:
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(self.times):
+                    signal.raise_signal(signal.SIGINT)
         return super().loss(batch)
 
     @classmethod
@@ -111,6 +112,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     history = fitted(resumed, data, folder=tmp_path, resume=True)
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
     assert [row["loss"] for row in history.epochs] == [row["loss"] for row in wanted.epochs]
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_the_second_interrupt_does_not_wait_for_the_step(data: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fitted(fresh(Stops, at=2, times=2), data, folder=tmp_path)
+    assert not isinstance(caught.value, Interrupted)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
