@@ -197,8 +197,10 @@ class Adafactor(Optimizer):
                 loss = closure()
         moved = [(group, _with_gradient(group)) for group in self.param_groups]
         for group, parameters in moved:
-            for bucket in self._buckets(group, parameters):
-                self._update(group, bucket)
+            for buckets in self._buckets(group, parameters):
+                scaled = _scaled(group, buckets, self.state[buckets[0][0]]["step"])
+                for bucket, steps in zip(buckets, scaled, strict=True):
+                    self._update(group, bucket, steps)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -223,27 +225,34 @@ class Adafactor(Optimizer):
 
     # -- which parameters go together ------------------------------------------------------------
 
-    def _buckets(self, group: dict[str, Any], parameters: list[Tensor]) -> list[list[Tensor]]:
-        """Count the step, and return lists of parameters that are computed as one tensor."""
-        together: dict[Any, list[Tensor]] = {}
-        alone: list[list[Tensor]] = []
+    def _buckets(self, group: dict[str, Any], parameters: list[Tensor]) -> list[list[list[Tensor]]]:
+        """Count the step, and return lists of lists of parameters.
+
+        The inner ones have one shape, and are computed as one tensor; the outer ones have one
+        device, type and step, and find their rates together.
+        """
+        alone: list[list[list[Tensor]]] = []
+        alike: dict[Any, dict[torch.Size, list[Tensor]]] = {}
         for p in parameters:
             state = self.state[p]
             state["step"] = step = int(state.get("step", 0)) + 1
-            limit = _STACKED.get(p.device.type, _STACKED_ELSEWHERE)
-            if group["foreach"] is False or _distributed(p) or 2 * p.numel() > limit:
-                alone.append([p])
+            if group["foreach"] is False or _distributed(p):
+                alone.append([[p]])
             else:
-                together.setdefault((p.shape, p.dtype, p.device, step), []).append(p)
-        buckets = alone
-        for (shape, _, device, _), same in together.items():
-            most = max(1, _STACKED.get(device.type, _STACKED_ELSEWHERE) // max(1, shape.numel()))
-            buckets += [same[i : i + most] for i in range(0, len(same), most)]
-        return buckets
+                of_type = alike.setdefault((p.device, p.dtype, step), {})
+                of_type.setdefault(p.shape, []).append(p)
+        for (device, *_), shapes in alike.items():
+            limit = _STACKED.get(device.type, _STACKED_ELSEWHERE)
+            buckets = []
+            for shape, same in shapes.items():
+                most = max(1, limit // shape.numel())
+                buckets += [same[i : i + most] for i in range(0, len(same), most)]
+            alone.append(buckets)
+        return alone
 
     # -- the step --------------------------------------------------------------------------------
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], steps: Tensor) -> None:
         """Step parameters of one shape; ``same`` is the axis that they are stacked on."""
         first = parameters[0]
         step = self.state[first]["step"]
@@ -253,10 +262,8 @@ class Adafactor(Optimizer):
         gradient = _stack(_moved(grads, dims)).to(dtype)  # [same, …]
         weights = _stack(parameters).to(dtype) if first.dtype in _HALF else None  # [same, *shape]
 
-        rate = _rate(group, step)  # α_t
-        steps = _scaled(group, parameters if weights is None else weights, rate, dtype)  # [same]
         if group["weight_decay"]:
-            kept = 1 - rate * group["weight_decay"]
+            kept = 1 - _rate(group, step) * group["weight_decay"]
             if weights is None:
                 torch._foreach_mul_(parameters, kept)  # as torch.optim itself
             else:
@@ -390,20 +397,24 @@ def _rate(group: dict[str, Any], step: int) -> float:
     return rate
 
 
-def _scaled(
-    group: dict[str, Any], weights: Tensor | list[Tensor], rate: float, dtype: torch.dtype
-) -> Tensor:
-    """Return ∓α_t max(ε₂, RMS(θ)) for each parameter, shape ``[same]``; before any decay."""
-    signed = rate if group["maximize"] else -rate
-    like = weights[0]
-    if not group["scale_parameter"]:
-        return torch.full((len(weights),), signed, dtype=dtype, device=like.device)
-    if isinstance(weights, Tensor):
-        norms = _settled(_sums(weights.square())).sqrt_()
+def _scaled(group: dict[str, Any], buckets: list[list[Tensor]], step: int) -> Sequence[Tensor]:
+    """Return ∓α_t max(ε₂, RMS(θ)) before any decay: for each bucket, shape ``[same]``."""
+    parameters = [p for bucket in buckets for p in bucket]
+    first = parameters[0]
+    dtype = _state_dtype(first)
+    rate = _rate(group, step) if group["maximize"] else -_rate(group, step)
+    if group["scale_parameter"]:
+        norms = torch._foreach_norm(parameters, 2, dtype=dtype)  # noqa: SLF001
+        roots: Any = [math.sqrt(p.numel()) for p in parameters]
+        if len(roots) == 1:
+            roots = roots[0]
+        else:
+            roots = torch.tensor(roots, dtype=dtype).to(first.device, non_blocking=True)
+        scale = _stack([_settled(norm) for norm in norms]).div(roots)
+        scale = scale.clamp_min_(group["eps2"]).mul_(rate)
     else:
-        norms = _stack([_settled(n) for n in torch._foreach_norm(weights)])  # noqa: SLF001
-    scale = norms.div(math.sqrt(like.numel())).clamp_min_(group["eps2"])
-    return scale.mul_(signed)
+        scale = torch.full((len(parameters),), rate, dtype=dtype, device=first.device)
+    return torch.split(scale, [len(bucket) for bucket in buckets]) if buckets[1:] else [scale]
 
 
 def _factored(shape: torch.Size, which: str, least: int) -> tuple[int, int] | None:
@@ -507,11 +518,9 @@ def _along(scales: Tensor, like: Tensor) -> Tensor:
     return scales.view(-1, *[1] * (like.ndim - 1))
 
 
-def _clipped(steps: Tensor, mean_square: Tensor, clip: float | None) -> Tensor:
-    """Divide steps by max(1, RMS(u) / d)."""
-    if clip is None:
-        return steps
-    return steps / mean_square.sqrt().div_(clip).clamp_min_(1.0)
+def _clipped(steps: Tensor, sums: Tensor, count: int, clip: float) -> Tensor:
+    """Divide steps by max(1, RMS(u) / d), given the sums of u² over so many numbers."""
+    return sums.mul(1 / (count * clip**2)).clamp_min_(1.0).rsqrt_().mul_(steps)
 
 
 def _whole(
@@ -524,8 +533,10 @@ def _whole(
     """Return the change where V̂ is kept whole."""
     second = _decayed(states, "variance", gradient.square().add_(group["eps1"]), share)  # V̂
     update = second.rsqrt().mul_(gradient)  # u
-    mean_square = _settled(_sums(update.square())) / (update.numel() // len(update))
-    return update.mul_(_along(_clipped(steps, mean_square, group["clip"]), update)), None
+    if group["clip"] is not None:
+        sums = _settled(_sums(update.square()))
+        steps = _clipped(steps, sums, update.numel() // len(update), group["clip"])
+    return update.mul_(_along(steps, update)), None
 
 
 def _factors(
@@ -548,6 +559,6 @@ def _factors(
         # mean(u²) = Σ_i by_row_i² Σ_j g²_ij / C_j: one pass; twice by_row, whose square may be inf
         inner = _settled(_inner(square, by_column.square()))
         sums = _settled(_sums(inner.mul(by_row).mul_(by_row)))
-        steps = _clipped(steps, sums / (gradient.numel() // len(gradient)), group["clip"])
+        steps = _clipped(steps, sums, gradient.numel() // len(gradient), group["clip"])
     by_row = by_row * _along(steps, by_row)
     return torch.mul(gradient, by_row.unsqueeze(-1), out=square), by_column.unsqueeze(-2)
