@@ -9,7 +9,6 @@ gc.disable()  # what is imported below is no garbage; looking for it is a tenth 
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -449,7 +448,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal cannot show must not end the work
             stream.reconfigure(errors="replace")
-    if threading.current_thread() is threading.main_thread():
+    if argv is None:  # this process is ours
         signal.signal(signal.SIGTERM, _terminate)
     quiet = "--json" in args and not {"-h", "--help"} & set(args)
     gc.disable()  # until a command that works for longer is built

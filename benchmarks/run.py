@@ -15,7 +15,7 @@ from kexue.core.files import write_json
 
 __all__ = ["main"]
 
-NAMES = ("startup", "crf", "memm", "zlpr")
+NAMES = ("startup", "adafactor", "crf", "memm", "zlpr")
 _RESULTS = Path(__file__).parent / "results.json"
 
 

@@ -176,7 +176,7 @@ def usage(description: Description) -> str:
     needed = "".join(
         f" --set {p.name}=…"
         for p in description.parameters
-        if p.required and not p.name.startswith("num_")
+        if p.required and not p.name.startswith(("num_", "params"))  # follow from the files
     )
     return f"kexue run {description.component.id} {files or 'FILE'}{needed}"
 
