@@ -69,8 +69,8 @@ bench: $(VENV)/.tools
 
 # -- independence: a plugin with the core alone ---------------------------------------------------
 #
-# .venvs/base holds torch, what the core needs and the test tools, but neither the core nor a
-# plugin; a fresh environment on top of it gets the core and the plugin as wheels.
+# .venvs/base holds torch, what the core and its lab need and the test tools, but neither the core
+# nor a plugin; a fresh environment on top of it gets the core and the plugin as wheels.
 
 BASE := .venvs/base
 
@@ -79,7 +79,7 @@ $(BASE)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(BASE)
 	$(BASE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt . --group test
+	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt '.[lab]' --group test
 	$(BASE)/bin/python -m pip uninstall --quiet --yes kexue
 	@touch $@
 
