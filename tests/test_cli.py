@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -679,3 +680,9 @@ def test_is_a_script_and_a_module(shell: Callable[..., Ran]) -> None:
 def test_uses_the_default_registry() -> None:
     commands: Any = kexue.cli
     assert commands.registry is registry
+
+
+def test_leaves_the_signals_of_a_program_that_calls_it(kexue: Kexue) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert kexue("list").status == 0
+    assert signal.getsignal(signal.SIGTERM) is before
