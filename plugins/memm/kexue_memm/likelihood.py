@@ -11,17 +11,16 @@ the transposed g. There is no recursion: every token is a softmax of its own.
 Two ways lead to these numbers:
 
 * :func:`_direct` adds a row of g to the emissions and takes the cross-entropy, under autograd.
-* :func:`_multiply` multiplies :math:`e^f` by a row of :math:`e^g`, so that both directions share
-  one exponential and no softmax runs along a short axis, and takes the gradient, probabilities
-  minus one-hot, on the same pass. Both factors are scaled to at most 1, so products can underflow
-  but not overflow. A normaliser is at least its own gold product; where the smallest gold product
-  of a batch is too small to bound the relative error, the batch goes the direct way.
+* :func:`_multiply` gives their sum. It multiplies :math:`e^f` by a row of :math:`e^g`, so that both
+  directions share one exponential and no softmax runs along a short axis, and takes the gradient,
+  probabilities minus one-hot, on the same pass. What the true tags contribute is counted. Where a
+  normaliser of a batch is too large or too small to be accurate (f + g beyond some 60 in float32),
+  the batch goes the direct way.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +33,7 @@ from kexue.core.errors import ArgumentError
 from kexue_memm.tokens import Tokens
 from kexue_memm.transitions import Transitions
 
-__all__ = ["Direction", "readings", "token_nll"]
+__all__ = ["Direction", "mean_nll", "readings", "token_nll"]
 
 Direction = Literal["both", "forward", "backward"]
 
@@ -52,44 +51,73 @@ def readings(tokens: Tokens, transitions: Transitions, direction: Direction) -> 
 
 
 def token_nll(
-    emissions: Float[Tensor, "token tag"],
-    tags: Int[Tensor, " token"],
+    emissions: Float[Tensor, "batch time tag"],
+    tags: Int[Tensor, "batch time"],
     tokens: Tokens,
     transitions: Transitions,
     *,
     direction: Direction = "both",
     scale: float = 1.0,
-    total: bool = False,
-) -> Float[Tensor, "direction token"] | Float[Tensor, ""]:
+) -> Float[Tensor, "direction token"]:
     """Return the negative log-likelihood of each token's tag in nats, once per direction.
 
     Args:
-        emissions: Scores of the tokens, float32 or float64.
+        emissions: Scores, float32 or float64.
         tags: int64, from 0.
-        tokens: How the tokens are chained.
+        tokens: Where the real positions are, and how they are chained.
         transitions: Scores of neighbouring tags, of the dtype of ``emissions``.
         direction: Which neighbour a tag is conditioned on.
         scale: Factor of the scores of a token that has a neighbour.
-        total: Return the sum over tokens and directions; its gradient is cheaper.
 
     Raises:
         ArgumentError: If a tag does not exist or has probability zero.
     """
-    num_tags = emissions.shape[1]
-    known = tags.clamp(0, num_tags - 1)  # lookups stay inside; the check comes with the result
-    unknown = (known != tags).any()
+    num_tags = emissions.shape[2]
+    packed = tokens.pack(tags)
+    known = packed.clamp(0, num_tags - 1)  # lookups stay inside; the check comes with the result
+    each = readings(tokens, transitions, direction)
+    nll = _direct(tokens.pack(emissions), known, each, scale)
+    # The one synchronisation with the device.
+    if bool((known != packed).any() | (nll == torch.inf).any()):
+        _reject(nll, packed, tokens, num_tags)
+    return nll
+
+
+def mean_nll(
+    emissions: Float[Tensor, "batch time tag"],
+    tags: Int[Tensor, "batch time"],
+    tokens: Tokens,
+    transitions: Transitions,
+    *,
+    direction: Direction = "both",
+    scale: float = 1.0,
+    count: float | Tensor = 1,
+) -> Float[Tensor, ""]:
+    """Return the sum of :func:`token_nll` over tokens, the mean over directions, in less time.
+
+    Args:
+        emissions: As there.
+        tags: As there.
+        tokens: As there.
+        transitions: As there.
+        direction: As there.
+        scale: As there.
+        count: What the sum is divided by.
+
+    Raises:
+        ArgumentError: As there.
+    """
+    count = 2 * count if direction == "both" else count
     # Forming g and e^g pays where they are not larger than the batch. A compiler fuses the direct
     # way by itself and could not see through the other.
-    if scale == 1 and num_tags <= len(emissions) and not torch.compiler.is_compiling():
-        task = _Task(known, tokens, direction, total)
-        fused = _fused(emissions, transitions.matrix(), task, unknown)
+    pays = emissions.shape[2] <= len(tokens) and not torch.compiler.is_compiling()
+    if scale == 1 and pays:
+        task = _Task(tokens.pack(tags), tokens, direction, count)
+        fused = _fused(emissions, transitions.matrix(), task)
         if fused is not None:
             return fused
-    nll = _direct(emissions, known, readings(tokens, transitions, direction), scale)
-    # One synchronisation with the device, as in `_fused`.
-    if bool(unknown | (nll == torch.inf).any()):
-        _reject(nll, tags, tokens, num_tags)
-    return nll.sum() if total else nll
+    each = token_nll(emissions, tags, tokens, transitions, direction=direction, scale=scale)
+    return each.sum() / count
 
 
 def _direct(
@@ -111,208 +139,172 @@ def _direct(
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What emissions and transitions are scored against, and whether the losses are summed."""
+    """What emissions and transitions are scored against, and what the sum is divided by."""
 
     tags: Int[Tensor, " token"]
     tokens: Tokens
     direction: Direction
-    total: bool
+    count: float | Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """The loss of each token, and the smallest of the products that it is the logarithm of.
+class _Total(NamedTuple):
+    """The summed loss and its gradients, which are None where they were not asked for."""
 
-    The gradients are of the weighted sum of the losses; None where they are not asked for.
-    """
-
-    nll: Float[Tensor, "direction token"]
-    smallest: Float[Tensor, ""]
-    d_emissions: Float[Tensor, "token tag"] | None = None
+    nll: Float[Tensor, ""]
+    d_emissions: Float[Tensor, "batch time tag"] | None = None
     d_matrix: Float[Tensor, "tag tag"] | None = None
 
 
 def _fused(
-    emissions: Float[Tensor, "token tag"],
-    matrix: Float[Tensor, "tag tag"],
-    task: _Task,
-    unknown: Tensor,
-) -> Float[Tensor, "direction token"] | Float[Tensor, ""] | None:
-    """Return the loss with its analytic gradient; None where products would not be accurate."""
+    emissions: Float[Tensor, "batch time tag"], matrix: Float[Tensor, "tag tag"], task: _Task
+) -> Float[Tensor, ""] | None:
+    """Return the mean with its analytic gradient; None where it would not be accurate."""
+    lowest, highest = task.tags.aminmax()
+    if int(lowest) < 0 or int(highest) >= len(matrix):
+        return None
     needs_gradient = torch.is_grad_enabled() and (emissions.requires_grad or matrix.requires_grad)
-    terms = _multiply(emissions, matrix, task, gradient=needs_gradient and task.total)
-    # The one synchronisation with the device: a tag that does not exist counts as too small.
-    smallest = terms.smallest.masked_fill_(unknown, 0).item()
-    if not smallest > torch.finfo(matrix.dtype).tiny ** 0.75:
+    total = _multiply(emissions, matrix, task, gradient=needs_gradient)
+    if total is None:
         return None
     if not needs_gradient:
-        return terms.nll.sum() if task.total else terms.nll
-    result: Tensor = _Analytic.apply(emissions, matrix, task, terms)  # type: ignore[no-untyped-call]
+        return total.nll / task.count
+    result: Tensor = _Analytic.apply(emissions, matrix, task, total)  # type: ignore[no-untyped-call]
     return result
 
 
 @torch.no_grad()
 def _multiply(
-    emissions: Float[Tensor, "token tag"],
+    emissions: Float[Tensor, "batch time tag"],
     matrix: Float[Tensor, "tag tag"],
     task: _Task,
     *,
     gradient: bool,
-    weights: Float[Tensor, "direction token"] | None = None,
-) -> _Terms:
-    """Return the losses and, on the same pass, their gradient.
-
-    Args:
-        emissions: Scores of the tokens.
-        matrix: Scores of neighbouring tags.
-        task: Tags and chains.
-        gradient: Whether to take the gradient.
-        weights: Weight of each loss in the gradient; 1 by default.
-    """
-    num_tags = len(matrix)
-    exp_emissions = (emissions - emissions.amax()).exp_()
-    exp_matrix = Transitions((matrix - matrix.amax()).exp_())
-    each = readings(task.tokens, exp_matrix, task.direction)
+) -> _Total | None:
+    """Return the summed loss and, on the same pass, its gradient; None if not accurate."""
+    tags, num_tags = task.tags, len(matrix)
+    scores = task.tokens.pack(emissions)
+    exp_scores, exp_matrix = scores.exp(), matrix.exp()
     # All directions in one tensor: for few tags, the number of operations is what costs.
-    no_history = matrix.new_ones(1, num_tags)  # e^0
-    tables = torch.cat([part for _, table in each for part in (table.left, no_history)])
-    factors = _Factors(exp_emissions, tables, task.tags, _history(task.tags, each, num_tags))
-    terms = _few_tags if num_tags <= _FEW_TAGS else _many_tags
-    nll, smallest, d_emissions, d_tables = terms(factors, weights, gradient=gradient)
-    if d_tables is None:
-        return _Terms(nll, smallest)
-    d_matrix = _add(
-        part[:-1] if tokens.step > 0 else part[:-1].T
-        for (tokens, _), part in zip(each, d_tables.chunk(len(each)), strict=True)
+    ways = {"both": slice(2), "forward": slice(1), "backward": slice(1, 2)}[task.direction]
+    each = [exp_matrix, exp_matrix.T][ways]
+    tables = F.pad(torch.stack(each, 1), (0, 0, 0, 0, 0, 1), value=1)  # e^0 without a neighbour
+    neighbours = task.tokens.neighbours(tags, num_tags)
+    products = _few_products if num_tags <= _FEW_TAGS else _many_products
+    normalisers, d_scores, d_tables = products(
+        exp_scores, tables, neighbours[ways], gradient=gradient
     )
-    return _Terms(nll, smallest, d_emissions, d_matrix)
+    # What belongs to the true tags, f(y) and g(y, y'), is the same in every direction.
+    gold = torch.arange(0, scores.numel(), num_tags, device=tags.device).add_(tags)
+    pairs = torch.add(tags, neighbours[0], alpha=num_tags)
+    counts = torch.bincount(pairs, minlength=tables[:, 0].numel()).view(-1, num_tags)[:-1]
+    # A confident model's loss is a small difference of large sums.
+    exact = torch.float32 if tags.device.type == "mps" else torch.float64
+    gold_scores = scores.flatten().index_select(0, gold).sum(dtype=exact)
+    gold_scores += torch.xlogy(counts, exp_matrix.to(exact)).sum()
+    nll = torch.sub(normalisers.log().sum(dtype=exact), gold_scores, alpha=len(each))
+    smallest = torch.finfo(matrix.dtype).tiny ** 0.75
+    if not (float(normalisers.amin()) > smallest and math.isfinite(nll)):
+        return None
+    nll = nll.clamp_(min=0).to(matrix.dtype)  # rounding can take it below 0
+    if d_scores is None or d_tables is None:
+        return _Total(nll)
+    # Probabilities minus one-hot: the gradient with respect to f + g.
+    minus_one = d_scores.new_full((), -len(each))
+    d_scores.view(-1).scatter_add_(0, gold, minus_one.expand(len(gold)))
+    d_matrix = counts * minus_one
+    if task.direction != "backward":
+        d_matrix += d_tables[:-1, 0]
+    if task.direction != "forward":
+        d_matrix += d_tables[:-1, -1].T
+    return _Total(nll, task.tokens.unpack(d_scores), d_matrix)
 
 
 _FEW_TAGS = 32  # up to here products of matrices cost less than gathering rows
 
-
-class _Factors(NamedTuple):
-    """What the losses are computed from, both factors of the products at most 1.
-
-    Args:
-        exp_emissions: e^f, up to a constant.
-        tables: e^g as each direction reads it, and a row of ones; one below the other.
-        tags: The true tags.
-        history: Row of ``tables`` that each token is scored after.
-    """
-
-    exp_emissions: Float[Tensor, "token tag"]
-    tables: Float[Tensor, "row tag"]
-    tags: Int[Tensor, " token"]
-    history: Int[Tensor, "direction token"]
+_Products = tuple[Tensor, Tensor | None, Tensor | None]
+"""Normalisers, the sums of the products; and the gradients of the logarithms of these."""
 
 
-_Slopes = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Losses, smallest gold product, and the gradients of emissions and tables where asked for."""
-
-
-def _few_tags(factors: _Factors, weights: Tensor | None, *, gradient: bool) -> _Slopes:
+def _few_products(
+    exp_scores: Float[Tensor, "token tag"],
+    tables: Float[Tensor, "history direction tag"],
+    history: Int[Tensor, "direction token"],
+    *,
+    gradient: bool,
+) -> _Products:
     """Score each token after every tag by one product of matrices, and keep the one that counts.
 
     The gradient is two more such products: nothing of the size direction x token x tag is formed.
     """
-    exp_emissions, tables, tags, history = factors
-    normaliser = (tables @ exp_emissions.T).gather(0, history)
-    pairs = (history * tables.shape[1]).add_(tags).view(-1)
-    gold = tables.view(-1).index_select(0, pairs).view_as(history)
-    gold.mul_(exp_emissions.gather(1, tags.unsqueeze(1)).view(-1))
-    nll = (normaliser / gold).log_()
+    table = tables.flatten(0, 1)
+    num_rows, size = len(table), history.numel()
+    places = torch.arange(size, device=history.device).add_(history.reshape(-1), alpha=size)
+    normalisers = (table @ exp_scores.T).view(-1).index_select(0, places)
     if not gradient:
-        return nll, gold.amin(), None, None
-    if weights is None:
-        shares = normaliser.reciprocal_()
-        minus_one = tables.new_full((), -1)
-        minus_each, minus_all = minus_one.expand(len(pairs)), minus_one * len(history)
-        minus_all = minus_all.expand(len(tags))
-    else:
-        shares = weights / normaliser
-        minus_each, minus_all = -weights.reshape(-1), -_add(weights)
-    spread = tables.new_zeros(len(tables), len(tags)).scatter_(0, history, shares)
-    # Probabilities minus one-hot: the gradient with respect to f + g.
-    d_emissions = (spread.T @ tables).mul_(exp_emissions)
-    d_emissions.scatter_add_(1, tags.unsqueeze(1), minus_all.unsqueeze(1))
-    d_tables = (spread @ exp_emissions).mul_(tables)
-    d_tables.view(-1).scatter_add_(0, pairs, minus_each)
-    return nll, gold.amin(), d_emissions, d_tables
+        return normalisers, None, None
+    shares = table.new_zeros(num_rows * len(exp_scores))
+    shares = shares.scatter_(0, places, normalisers.reciprocal()).view(num_rows, -1)
+    d_scores = (shares.T @ table).mul_(exp_scores)
+    return normalisers, d_scores, (shares @ exp_scores).mul_(table).view_as(tables)
 
 
-def _many_tags(factors: _Factors, weights: Tensor | None, *, gradient: bool) -> _Slopes:
+def _many_products(
+    exp_scores: Float[Tensor, "token tag"],
+    tables: Float[Tensor, "history direction tag"],
+    history: Int[Tensor, "direction token"],
+    *,
+    gradient: bool,
+) -> _Products:
     """Multiply each token's scores by the row of its neighbour."""
-    exp_emissions, tables, tags, history = factors
-    rows = history.view(-1)
-    products = tables.index_select(0, rows).view(len(history), *exp_emissions.shape)
-    normaliser = products.mul_(exp_emissions).sum(2, keepdim=True)
-    gold = tags.expand(len(history), -1).unsqueeze(2)
-    gold_products = products.gather(2, gold)
-    nll = (normaliser / gold_products).log_().squeeze(2)
+    directions = len(history)
+    rows = torch.arange(directions, device=history.device).unsqueeze(1)
+    rows = torch.add(rows, history, alpha=directions).view(-1)
+    table = tables.flatten(0, 1)
+    products = table.index_select(0, rows).view(directions, *exp_scores.shape).mul_(exp_scores)
+    normalisers = products.sum(2, keepdim=True)
     if not gradient:
-        return nll, gold_products.amin(), None, None
-    # Probabilities minus one-hot, as above.
-    minus_one = products.new_full((), -1).expand(gold.shape)
-    residual = products.div_(normaliser).scatter_add_(2, gold, minus_one)
-    if weights is not None:
-        residual.mul_(weights.unsqueeze(2))
-    d_tables = torch.zeros_like(tables).index_add_(0, rows, residual.flatten(0, 1))
-    return nll, gold_products.amin(), _add(residual), d_tables
-
-
-def _add(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one or two tensors, faster than along an axis."""
-    return functools.reduce(torch.add, tensors)
-
-
-def _history(
-    tags: Int[Tensor, " token"], each: Readings, num_tags: int
-) -> Int[Tensor, "direction token"]:
-    """Return each token's row in the stacked tables: its neighbour's, or the last for none."""
-    rows = [tokens.previous(tags, num_tags) for tokens, _ in each]
-    if len(rows) == 1:
-        return rows[0].unsqueeze(0)
-    return torch.stack((rows[0], rows[1].add_(num_tags + 1)))
+        return normalisers, None, None
+    probabilities = products.div_(normalisers)
+    d_tables = torch.zeros_like(table).index_add_(0, rows, probabilities.flatten(0, 1))
+    # Adding two tensors is faster than a sum along an axis.
+    d_scores = probabilities[0] + probabilities[1] if directions == 2 else probabilities[0]
+    return normalisers, d_scores, d_tables.view_as(tables)
 
 
 class _Analytic(torch.autograd.Function):
-    """Gives the losses their gradient: of their sum it is known, of each it is taken again."""
+    """Gives the mean its gradient, which is known."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        emissions: Float[Tensor, "token tag"],
+        emissions: Float[Tensor, "batch time tag"],
         matrix: Float[Tensor, "tag tag"],
         task: _Task,
-        terms: _Terms,
-    ) -> Float[Tensor, "direction token"] | Float[Tensor, ""]:
-        ctx.save_for_backward(emissions, matrix, terms.d_emissions, terms.d_matrix)
+        total: _Total,
+    ) -> Float[Tensor, ""]:
+        ctx.save_for_backward(emissions, matrix, total.d_emissions, total.d_matrix)
         ctx.task = task
-        return terms.nll.sum() if task.total else terms.nll
+        return total.nll / task.count
 
     @staticmethod
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         emissions, matrix, d_emissions, d_matrix = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient is differentiated in its turn
-            result = _differentiable_gradient(ctx.task, emissions, matrix, weights)
-        elif ctx.task.total:
-            result = (d_emissions * weights, d_matrix * weights)
+            result = _differentiable_gradient(ctx.task, emissions, matrix, weight)
         else:
-            terms = _multiply(emissions, matrix, ctx.task, gradient=True, weights=weights)
-            result = (terms.d_emissions, terms.d_matrix)
+            share = weight / ctx.task.count
+            result = (d_emissions * share, d_matrix * share)
         return (*result, None, None)
 
 
 def _differentiable_gradient(
-    task: _Task, emissions: Tensor, matrix: Tensor, weights: Tensor
+    task: _Task, emissions: Tensor, matrix: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients as functions of emissions, matrix and weights, by autograd."""
+    """Return the gradients as functions of emissions, matrix and weight, by autograd."""
     each = readings(task.tokens, Transitions(matrix), task.direction)
-    nll = _direct(emissions, task.tags, each, 1.0)
-    nll = nll.sum() if task.total else nll
+    nll = _direct(task.tokens.pack(emissions), task.tags, each, 1.0).sum() / task.count
     inputs = [x for x in (emissions, matrix) if x.requires_grad]
-    gradients = iter(torch.autograd.grad(nll, inputs, weights, create_graph=True))
+    gradients = iter(torch.autograd.grad(nll, inputs, weight, create_graph=True))
     return tuple(next(gradients) if x.requires_grad else None for x in (emissions, matrix))
 
 

@@ -23,7 +23,7 @@ from kexue_memm.checks import (
     check_tags,
 )
 from kexue_memm.decoding import Mode
-from kexue_memm.likelihood import Direction, token_nll
+from kexue_memm.likelihood import Direction, mean_nll, token_nll
 from kexue_memm.tokens import Tokens
 from kexue_memm.transitions import Transitions
 
@@ -189,12 +189,21 @@ class MEMM(Loss, Decoder):
         """
         if self.reduction == "none":
             return -self.log_prob(emissions, tags, mask)
-        total, tokens = self._nll(emissions, tags, mask, self.direction, total=True)
-        directions = 2 if self.direction == "both" else 1
-        if self.reduction == "sum":
-            return total / directions
-        count = tokens.count_rows() if self.reduction == "mean" else max(len(tokens), 1)
-        return total / (count * directions)
+        scores, transitions, tokens = self._prepare_loss(emissions, tags, mask)
+        if self.reduction == "mean":
+            count = tokens.count_rows()
+        else:
+            count = 1 if self.reduction == "sum" else max(len(tokens), 1)
+        with _full_precision(scores):
+            return mean_nll(
+                scores,
+                tags.long(),
+                tokens,
+                transitions,
+                direction=self.direction,
+                scale=self.scale,
+                count=count,
+            )
 
     def log_prob(
         self,
@@ -221,7 +230,16 @@ class MEMM(Loss, Decoder):
         """
         if direction is not None:
             check_choice("direction", direction, _MODES)
-        nll, tokens = self._nll(emissions, tags, mask, direction or self.direction, total=False)
+        scores, transitions, tokens = self._prepare_loss(emissions, tags, mask)
+        with _full_precision(scores):
+            nll = token_nll(
+                scores,
+                tags.long(),
+                tokens,
+                transitions,
+                direction=direction or self.direction,
+                scale=self.scale,
+            )
         return -tokens.sum_rows(nll.mean(0))
 
     def marginals(
@@ -330,30 +348,13 @@ class MEMM(Loss, Decoder):
         mask = torch.arange(5) < torch.tensor([[5], [3], [1]])
         return Example({"num_tags": 4}, {"emissions": emissions, "tags": tags, "mask": mask})
 
-    def _nll(
-        self,
-        emissions: Tensor,
-        tags: Tensor,
-        mask: Tensor | None,
-        direction: Direction,
-        *,
-        total: bool,
-    ) -> tuple[Tensor, Tokens]:
-        """Return losses [direction, token], or their sum, and the tokens they belong to."""
+    def _prepare_loss(
+        self, emissions: Tensor, tags: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Transitions, Tokens]:
+        """Check, convert, and find the real positions."""
         scores, transitions = self._prepare(emissions, mask)
         check_tags(tags, emissions)
-        tokens = Tokens.of(scores, mask)
-        with _full_precision(scores):
-            nll = token_nll(
-                tokens.pack(scores),
-                tokens.pack(tags).long(),
-                tokens,
-                transitions,
-                direction=direction,
-                scale=self.scale,
-                total=total,
-            )
-        return nll, tokens
+        return scores, transitions, Tokens.of(scores, mask)
 
     def _prepare(self, emissions: Tensor, mask: Tensor | None) -> tuple[Tensor, Transitions]:
         """Check, and convert to the dtype of the computation."""

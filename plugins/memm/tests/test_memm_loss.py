@@ -180,9 +180,16 @@ def test_matches_definition_for_few_and_many_tags(
     num_tags=st.integers(1, 5),
     spread=st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
     direction=st.sampled_from(["both", "forward", "backward"]),
+    reduction=st.sampled_from(["none", "sum"]),
 )
 def test_matches_definition_in_float32(  # noqa: PLR0917
-    data: st.DataObject, batch: int, time: int, num_tags: int, spread: float, direction: Any
+    data: st.DataObject,
+    batch: int,
+    time: int,
+    num_tags: int,
+    spread: float,
+    direction: Any,
+    reduction: Any,
 ) -> None:
     memm, emissions, tags = problem(
         batch=batch,
@@ -190,7 +197,7 @@ def test_matches_definition_in_float32(  # noqa: PLR0917
         num_tags=num_tags,
         dtype=torch.float32,
         direction=direction,
-        reduction="none",
+        reduction=reduction,
         seed=data.draw(st.integers(0, 1000)),
     )
     emissions = (emissions * spread).requires_grad_()
@@ -199,6 +206,7 @@ def test_matches_definition_in_float32(  # noqa: PLR0917
     value = memm(emissions, tags, mask)
     exact = emissions.detach().double().requires_grad_()
     expected = -log_probs(exact, memm.transitions.double(), tags, mask, direction)
+    expected = expected.sum() if reduction == "sum" else expected
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
     expected = expected.sum() + 0 * exact.sum()
     (mine,), (theirs,) = gradients(value.sum(), [emissions]), gradients(expected, [exact])
@@ -224,6 +232,16 @@ def test_is_accurate_where_products_of_exponentials_underflow(gap: float, where:
     inputs = [emissions, memm.transitions]
     for mine, other in zip(gradients(value, inputs), gradients(expected, exact), strict=True):
         torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_confident_models_loss_is_accurate_and_not_negative() -> None:
+    memm, emissions, tags = problem(batch=64, time=80, num_tags=4, dtype=torch.float32, seed=6)
+    for gap, rtol in ((10.0, 1e-3), (40.0, 1.0)):
+        sure = emissions.scatter_add(2, tags.unsqueeze(2), torch.full((64, 80, 1), gap))
+        value = memm(sure, tags)
+        expected = -log_probs(sure.double(), memm.transitions.double(), tags, None, "both").mean()
+        assert value >= 0
+        torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=5e-5)
 
 
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
