@@ -110,6 +110,8 @@ class Interface:
         checks: ``"module:function"`` that returns this kind's conformance checks; may be empty.
         template: ``"package:file"``, the module that ``kexue new`` starts a component from; may
             be empty.
+        several: Whether further components of the kind may be named before the files, to be run
+            beside the first; they come as ``job.others``.
         plugin: The plugin that registered it; set by the registry, empty for kexue's own.
 
     Raises:
@@ -125,6 +127,7 @@ class Interface:
     apply: str = ""
     checks: str = ""
     template: str = ""
+    several: bool = False
     plugin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

@@ -82,6 +82,7 @@ class Job:
         weights: A ``state_dict`` in safetensors for the component, if one was named.
         out: Where results go, if the user said.
         progress: Where long work reports to.
+        others: The same call of further components, where the kind runs several side by side.
     """
 
     description: Description
@@ -95,6 +96,7 @@ class Job:
     weights: Path | None = None
     out: Path | None = None
     progress: Progress = field(default_factory=Quiet)
+    others: Sequence[Job] = ()
 
     @property
     def id(self) -> str:

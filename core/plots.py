@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["are_images", "check_plot", "curves", "draw", "histogram", "images", "write_plot"]
+__all__ = [
+    "are_images",
+    "check_plot",
+    "curves",
+    "draw",
+    "histogram",
+    "images",
+    "paths",
+    "write_plot",
+]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -89,6 +98,44 @@ def curves(
     axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
     if len(lines) > 1:
         axes.legend()
+
+
+def paths(
+    figure: Figure, height: Callable[[Any], Any], ways: Mapping[str, Any], *, grid: int = 60
+) -> None:
+    """Draw ways through a plane over the contours of a function.
+
+    Args:
+        figure: Where.
+        height: The function, of points ``[point, 2]``.
+        ways: Points ``[step, 2]``, by name.
+        grid: At how many places along each axis the function is evaluated.
+    """
+    import numpy as np
+    import torch
+
+    lines = {name: _values(way) for name, way in ways.items()}
+    points = np.concatenate(list(lines.values()))
+    points = points[np.isfinite(points).all(1)]
+    # A way that leaps out of the plane must not shrink the rest to a dot; all begin inside.
+    shown = np.concatenate(
+        [np.quantile(points, [0.01, 0.99], axis=0), *(line[:1] for line in lines.values())]
+    )
+    low, high = shown.min(0), shown.max(0)
+    margin = 0.2 * np.maximum(high - low, 1e-3)
+    x, y = (np.linspace(low[i] - margin[i], high[i] + margin[i], grid) for i in range(2))
+    plane = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    heights = _values(height(torch.from_numpy(plane))).reshape(grid, grid)
+    axes = figure.subplots()
+    if np.isfinite(heights).all() and np.ptp(heights) > 0:
+        above = heights - heights.min()
+        axes.contour(x, y, np.log10(above + 1e-3 * above.max()), 20, cmap="Greys", linewidths=0.7)
+    for name, line in lines.items():
+        (drawn,) = axes.plot(line[:, 0], line[:, 1], label=name, linewidth=1.2)
+        axes.plot(line[:1, 0], line[:1, 1], "x", color=drawn.get_color(), markersize=6)
+        axes.plot(line[-1:, 0], line[-1:, 1], "o", color=drawn.get_color(), markersize=4)
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="first parameter")
+    axes.set_ylabel("second parameter")
 
 
 def are_images(shape: Sequence[int]) -> bool:

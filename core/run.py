@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,13 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
             f"{component.id} is not trainable. `kexue run {component.id}` runs it on files.",
             argument="component",
         )
-    job = _job(registry, request, description, config)
+    others, files = _split(registry, interface, request.files or config.get("files") or ())
+    components = [description, *others]
+    params = _params(request.params, components, config)
+    job, *job.others = [
+        _job(registry, request, component, files, given)
+        for component, given in zip(components, params, strict=True)
+    ]
     settings = {p.name: p for p in options(interface, request.verb)}
     given = {
         name: _from_yaml(value, settings.get(name), "`options`")
@@ -146,36 +153,71 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
     return job, _call(target, job, {**given, **request.options})
 
 
+def _split(
+    registry: Registry, interface: Interface, given: Sequence[str]
+) -> tuple[list[Description], tuple[str, ...]]:
+    """Split what follows the component into further components of the kind, and files."""
+    component_id = re.compile(rf"{interface.kind}/[a-z0-9-]+")
+    others = [name for name in given if interface.several and component_id.fullmatch(name)]
+    files = tuple(name for name in given if name not in others)
+    return [registry.describe(registry.get(name)) for name in others], files
+
+
 def _job(
-    registry: Registry, request: Request, description: Description, config: Mapping[str, Any]
+    registry: Registry,
+    request: Request,
+    description: Description,
+    files: Sequence[str],
+    params: Mapping[str, Any],
 ) -> Job:
     from kexue.core.device import check_seed, resolve_device, resolve_dtype
 
     check_seed(request.seed)
-    known = {p.name: p for p in description.parameters}
-    params = {
-        name: _from_yaml(value, known.get(name), description.component.id)
-        for name, value in (config.get("with") or {}).items()
-    }
-    for text in request.params:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ArgumentError(f"`--set` must be NAME=VALUE. Found {text!r}.", argument="set")
-        params[name.strip()] = description.parse(name.strip(), value)
-    description.check_names(params)
     return Job(
         description=description,
         factory=lambda **given: registry.create(description.component, **given),
         device=resolve_device(request.device),
         dtype=resolve_dtype(request.dtype),
         params={name: registry.build(value, where=name) for name, value in params.items()},
-        files=tuple(request.files) or tuple(config.get("files") or ()),
+        files=files,
         seed=request.seed,
         model=request.model,
         weights=request.weights,
         out=request.out,
         progress=request.progress,
     )
+
+
+def _params(
+    texts: Sequence[str], components: Sequence[Description], config: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the parameters that were set, for each component.
+
+    ``NAME=VALUE`` is for the first, and for others that take it; ``COMPONENT.NAME=VALUE`` for one.
+    """
+    first = components[0]
+    known = {p.name: p for p in first.parameters}
+    found: list[dict[str, Any]] = [{} for _ in components]
+    for name, value in (config.get("with") or {}).items():
+        found[0][name] = _from_yaml(value, known.get(name), first.component.id)
+    for text in texts:
+        left, separator, value = text.partition("=")
+        if not separator:
+            raise ArgumentError(f"`--set` must be NAME=VALUE. Found {text!r}.", argument="set")
+        owner, scoped, name = left.strip().rpartition(".")
+        if scoped and owner not in {c.component.name for c in components}:
+            raise ArgumentError(
+                f"`--set {text}` is for no component that was named. Found {owner!r}; named: "
+                f"{', '.join(c.component.name for c in components)}.",
+                argument="set",
+            )
+        for component, params in zip(components, found, strict=True):
+            takes = component is first or name in {p.name for p in component.parameters}
+            if component.component.name == owner if scoped else takes:
+                params[name] = component.parse(name, value)
+    for component, params in zip(components, found, strict=True):
+        component.check_names(params)
+    return found
 
 
 def _read_config(path: Path | None, component: Component) -> dict[str, Any]:

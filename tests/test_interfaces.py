@@ -97,6 +97,18 @@ class Descent(Optimizer):
         return Example({"lr": 1e-3}, {"problem": "quadratic"})
 
 
+class Halving(Descent):
+    """Gradient descent with half the step.
+
+    Args:
+        params: What to move.
+        lr: Twice the step.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, lr / 2)
+
+
 class Greedy(nn.Module, Decoder):
     """The best tag at each position."""
 
@@ -300,6 +312,7 @@ def registry() -> Registry:
         ("loss", "squares"): "Squares",
         ("loss", "distance"): "distance",
         ("optimizer", "descent"): "Descent",
+        ("optimizer", "halving"): "Halving",
         ("decoder", "greedy"): "Greedy",
         ("sampler", "draws"): "Draws",
         ("generator", "gaussian"): "Gaussian",
@@ -440,7 +453,7 @@ def test_an_optimizer_lowers_the_loss(run: Runner, problem: str) -> None:
     assert result.summary["best_loss"] == result.summary["last_loss"]
     assert result.summary["state_bytes_per_parameter"] == 4.0
     assert result.arrays["loss"].shape == (21,)
-    assert result.arrays["path"].shape == (20, 2)
+    assert result.arrays["path"].shape == (21, 2)
     assert run.plot(result)
 
 
@@ -462,6 +475,28 @@ def test_a_problem_is_of_the_dtype(run: Runner) -> None:
     assert result.arrays["path"].dtype == torch.float64
 
 
+def test_several_optimizers_start_at_one_point_and_are_drawn_together(run: Runner) -> None:
+    path = run.file("mine.py", PROBLEM_FILE)
+    names = ("descent", "optimizer/halving", f"{path}:random")
+    result = run(*names, steps=5, params=["lr=0.01", "descent.lr=0.02"])
+    assert set(result.summary) == {"descent", "halving"}
+    descent, halving = result.arrays["descent"], result.arrays["halving"]
+    assert descent.shape == halving.shape == (6,)
+    assert descent[0] == halving[0]
+    assert descent[-1] < halving[-1] < halving[0]  # twice the learning rate; half of it
+    assert result.arrays["halving-path"].shape == (6, 2)
+    assert run.plot(result)
+
+
+def test_what_is_set_for_one_of_several_names_it(run: Runner) -> None:
+    with refused("`--set other.lr=1` is for no component that was named. Found 'other'"):
+        run("descent", "optimizer/halving", "beale", params=["other.lr=1"])
+    with refused("optimizer/halving has no parameter 'slope'"):
+        run("descent", "optimizer/halving", "beale", params=["halving.slope=1"])
+    with refused("No component named 'optimizer/halvin'", error=UsageError):
+        run("descent", "optimizer/halvin", "beale")
+
+
 PROBLEM_FILE = """
     import torch
     from kexue.core.problems import Problem
@@ -477,6 +512,10 @@ PROBLEM_FILE = """
 
     def problem():
         return Problem("mine", [torch.nn.Parameter(torch.ones(1))], lambda: weight.sum())
+
+    def random():
+        point = torch.nn.Parameter(torch.randn(2))
+        return point, lambda: (point - 3).square().sum()
 
     def begins_undefined():
         losses = iter([float("nan"), 3.0, 2.0])

@@ -269,6 +269,11 @@ def _cell(value: Any) -> Any:
 def _print_summary(summary: Mapping[str, Any], *, to_stderr: bool) -> None:
     from kexue.core.text import format_cell
 
+    if summary and all(isinstance(value, Mapping) for value in summary.values()):
+        columns = list(next(iter(summary.values())))
+        rows = [[name, *(row[c] for c in columns)] for name, row in summary.items()]
+        print_table(["", *(c.replace("_", " ") for c in columns)], rows)
+        return
     stream = sys.stderr if to_stderr else sys.stdout
     for key, value in summary.items():
         text = " ".join(map(str, value)) if isinstance(value, list) else format_cell(value)

@@ -8,7 +8,14 @@ __all__ = ["INTERFACES"]
 
 
 def _builtin(
-    kind: str, class_name: str, method: str, summary: str, *, fit: str = "", apply: str = ""
+    kind: str,
+    class_name: str,
+    method: str,
+    summary: str,
+    *,
+    fit: str = "",
+    apply: str = "",
+    several: bool = False,
 ) -> Interface:
     module = f"kexue.core.interfaces.{kind}"
     return Interface(
@@ -21,12 +28,19 @@ def _builtin(
         apply=apply,
         checks=f"kexue.core.conformance.{kind}:checks",
         template=f"kexue.core:templates/{kind}.py.txt",
+        several=several,
     )
 
 
 INTERFACES = (
     _builtin("loss", "Loss", "forward", "Scores and targets to a value to be minimised."),
-    _builtin("optimizer", "Optimizer", "step", "Gradients to parameters that lower the loss."),
+    _builtin(
+        "optimizer",
+        "Optimizer",
+        "step",
+        "Gradients to parameters that lower the loss.",
+        several=True,
+    ),
     _builtin(
         "decoder",
         "Decoder",

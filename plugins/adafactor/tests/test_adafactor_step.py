@@ -173,6 +173,24 @@ def test_float32_matches_torch() -> None:
     assert greatest_difference(ours, theirs) < 2e-6
 
 
+@pytest.mark.parametrize("beta1", [None, 0.9])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"lr": 1e-2, "scale_parameter": False, "relative_step": False},
+        {"lr": 1e-2, "scale_parameter": True, "relative_step": False},
+        {"lr": None, "scale_parameter": True, "relative_step": True},
+        {"lr": None, "scale_parameter": True, "relative_step": True, "warmup_init": True},
+    ],
+)
+def test_matches_transformers_where_they_agree(shared: dict[str, Any], beta1: float | None) -> None:
+    peer = pytest.importorskip("transformers.optimization").Adafactor
+    ours, theirs = parameters(), parameters()
+    run(Adafactor(ours, beta1=beta1, **shared), ours, 20)
+    run(peer(theirs, beta1=beta1, **shared), theirs, 20)
+    assert greatest_difference(ours, theirs) < 1e-12
+
+
 def test_differs_from_torch_for_tiny_gradients() -> None:
     """Theirs keeps √V̂ above 1.2e-7 in float32: such gradients hardly move."""
     moved = []
