@@ -202,8 +202,10 @@ def _multiply(
     gold_scores = scores.flatten().index_select(0, gold).sum(dtype=exact)
     gold_scores += torch.xlogy(counts, exp_matrix.to(exact)).sum()
     nll = torch.sub(normalisers.log().sum(dtype=exact), gold_scores, alpha=len(each))
-    smallest = torch.finfo(matrix.dtype).tiny ** 0.75
-    if not (float(normalisers.amin()) > smallest and math.isfinite(nll)):
+    # Then no product that counts has a factor that underflowed, and none was too large.
+    largest = max(1.0, float(exp_scores.amax()) * float(tables.amax()))
+    least = torch.finfo(matrix.dtype).tiny ** 0.75 * largest
+    if not (float(normalisers.amin()) > least and math.isfinite(nll)):
         return None
     nll = nll.clamp_(min=0).to(matrix.dtype)  # rounding can take it below 0
     if d_scores is None or d_tables is None:

@@ -244,6 +244,19 @@ def test_a_confident_models_loss_is_accurate_and_not_negative() -> None:
         torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=5e-5)
 
 
+@pytest.mark.parametrize(("emission", "transition"), [(-97.0, 86.0), (86.0, -97.0)])
+def test_is_accurate_where_one_factor_underflows_and_the_other_is_large(
+    emission: float, transition: float
+) -> None:
+    memm, emissions, tags = problem(dtype=torch.float32, seed=7)
+    emissions[:, 1:-1] += emission  # those with a neighbour on both sides
+    with torch.no_grad():
+        memm.transitions.add_(transition)
+    exact = memm.transitions.detach().double()
+    expected = -log_probs(emissions.double(), exact, tags, None, "both").mean()
+    torch.testing.assert_close(memm(emissions, tags).double(), expected, rtol=2e-6, atol=0)
+
+
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
 def test_is_invariant_under_a_constant(offset: float) -> None:
     memm, emissions, tags = problem(seed=4)
