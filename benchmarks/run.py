@@ -15,7 +15,18 @@ from kexue.core.files import write_json
 
 __all__ = ["main"]
 
-NAMES = ("startup", "adafactor", "crf", "memm", "zlpr")
+NAMES = (
+    "startup",
+    "adafactor",
+    "crf",
+    "integrated-gradients",
+    "memm",
+    "nice",
+    "nystromformer",
+    "search-sampling",
+    "wrd",
+    "zlpr",
+)
 _RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -31,7 +42,7 @@ def main() -> None:
     for name in arguments.names or NAMES:
         print(f"\n{name}")
         rows = []
-        for row in importlib.import_module(name).rows(quick=arguments.quick):
+        for row in importlib.import_module(name.replace("-", "_")).rows(quick=arguments.quick):
             rows.append(row)
             print(_line(row), flush=True)
         results["benchmarks"][name] = {
