@@ -1,8 +1,8 @@
 """Fitting: one loop for everything that is trained, on ``accelerate``, resumable at any moment.
 
-The state of a run is (weights, optimizer, epoch, step): the order of the batches and all random
-numbers follow from the seed, the epoch and the step, so a run that was interrupted anywhere and
-resumed ends with the very weights of one that was not.
+The state of a run is (weights, their average, optimizer, epoch, step): the order of the batches
+and all random numbers follow from the seed, the epoch and the step, so a run that was interrupted
+anywhere and resumed ends with the very weights of one that was not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from kexue.core.averaging import WeightAverage
 from kexue.core.catalogue import load_yaml
 from kexue.core.errors import ArgumentError, FileFormatError, ManifestError
 from kexue.core.files import atomic_path, atomic_write, write_json
@@ -71,6 +72,7 @@ class _State:
     step: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
+    updates: int = 0  # steps of all epochs
     bad_epochs: int = 0
     best_score: float | None = None
     history: History = field(default_factory=History)
@@ -110,8 +112,18 @@ class Trainable(nn.Module, ABC):
         del example
         return 1
 
+    def prepare(self, examples: Examples) -> None:
+        """Look at the examples before a run's first step; does nothing by default.
+
+        For initialisation from data. Random numbers follow from the seed of the run.
+        """
+        del examples
+
     def evaluate(self, examples: Examples, *, batch_size: int = 64) -> dict[str, float]:
-        """Measure the module on held-out examples; the mean loss by default."""
+        """Measure the module on held-out examples; the mean loss by default.
+
+        Random numbers are the same in every call, and the global ones are left alone.
+        """
         total = 0.0
         with _evaluating(self):
             for batch, count in self._batches(examples, batch_size):
@@ -119,7 +131,7 @@ class Trainable(nn.Module, ABC):
         return {"loss": total / max(len(examples), 1)}
 
     def _batches(self, examples: Examples, batch_size: int) -> Iterator[tuple[Any, int]]:
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        device = _device_of(self)
         for start in range(0, len(examples), batch_size):
             rows = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
             yield _to(self.collate(rows), device), len(rows)
@@ -135,11 +147,13 @@ class Trainable(nn.Module, ABC):
         batch_size: int = 32,
         lr: float = 1e-3,
         patience: int | None = None,
+        ema: float | None = None,
         seed: int = 0,
         folder: str | Path | None = None,
         resume: bool = False,
         checkpoint_seconds: float = 30.0,
         make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        after_epoch: Callable[[int], object] | None = None,
         progress: Progress | None = None,
     ) -> History:
         """Fit the module and leave it with the weights of the best epoch.
@@ -152,11 +166,16 @@ class Trainable(nn.Module, ABC):
             batch_size: Examples per step and process.
             lr: Learning rate of Adam.
             patience: Stop after this many epochs without improvement; never by default.
+            ema: Evaluate and keep the exponential moving average of the weights with this decay,
+                such as 0.999; off by default.
             seed: Decides the order of the examples and all random numbers.
             folder: Where the best weights, the history and, until the end, a checkpoint go.
             resume: Go on from the checkpoint in ``folder`` if there is one.
             checkpoint_seconds: Seconds between checkpoints within an epoch.
             make_optimizer: Builds another optimizer than Adam from the parameters.
+            after_epoch: Called with the number of each epoch when it is done, while the module has
+                the weights that were evaluated; in the first process only, and not under FSDP,
+                where no process has them all.
             progress: Where to report; nowhere by default.
 
         Returns:
@@ -169,15 +188,17 @@ class Trainable(nn.Module, ABC):
         """
         if not len(examples):
             raise ArgumentError("`examples` of fit must not be empty.", argument="examples")
-        _check_numbers(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr)
+        _check_numbers(epochs=epochs, batch_size=batch_size, patience=patience, lr=lr, ema=ema)
         if resume and folder is None:
             raise ArgumentError("`resume` of fit needs `folder`.", argument="resume")
+        with _seeded(_device_of(self), seed):
+            self.prepare(examples)
         optimizer = (
             make_optimizer(list(self.parameters()))
             if make_optimizer is not None
             else torch.optim.Adam(self.parameters(), lr=lr)
         )
-        plan = {"batch_size": batch_size, "seed": seed, "data": _fingerprint(examples)}
+        plan = {"batch_size": batch_size, "seed": seed, "ema": ema, "data": _fingerprint(examples)}
         run = _Run(self, optimizer, Path(folder) if folder else None, plan, progress or Quiet())
         return run.execute(
             examples,
@@ -186,6 +207,7 @@ class Trainable(nn.Module, ABC):
             patience=patience,
             resume=resume,
             every=checkpoint_seconds,
+            after_epoch=after_epoch,
         )
 
     # -- saving -------------------------------------------------------------------------------
@@ -313,10 +335,11 @@ class _Run:
     ) -> None:
         from accelerate import Accelerator
 
-        on_cpu = next((p.device.type for p in model.parameters()), "cpu") == "cpu"
-        self.accelerator = Accelerator(cpu=on_cpu)
+        self.accelerator = Accelerator(cpu=_device_of(model).type == "cpu")
         self.model = model
         self.wrapped, self.optimizer = self.accelerator.prepare(_LossOf(model), optimizer)
+        decay = plan["ema"]
+        self.average = None if decay is None else WeightAverage(self.wrapped, decay)
         self.folder = folder
         self.plan = dict(plan)
         self.progress = progress if self.accelerator.is_main_process else Quiet()
@@ -332,6 +355,7 @@ class _Run:
         patience: int | None,
         resume: bool,
         every: float,
+        after_epoch: Callable[[int], object] | None,
     ) -> History:
         if resume:
             self._restore()
@@ -339,7 +363,10 @@ class _Run:
         with _interruptible() as stop:
             while state.epoch <= epochs and not state.history.early:
                 self._epoch(examples, epochs, every, stop)
-                self._close_epoch(valid, patience)
+                with self._averaged():
+                    self._judge(valid, patience)
+                    self._tell(after_epoch)
+                self._close_epoch()
         self._finish()
         return state.history
 
@@ -376,6 +403,9 @@ class _Run:
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.state.updates += 1
+        if self.average is not None:
+            self.average.update(self.state.updates)
         return loss.detach()
 
     def _order(self, examples: Examples) -> list[list[int]]:
@@ -394,7 +424,12 @@ class _Run:
         missing = -len(batches) % world  # every process takes the same number of steps
         return (batches + batches[:missing])[rank::world]
 
-    def _close_epoch(self, valid: Examples | None, patience: int | None) -> None:
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Give the module the weights that are evaluated and kept."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def _judge(self, valid: Examples | None, patience: int | None) -> None:
+        """Measure the epoch, and keep its weights if they are the best so far."""
         state, history = self.state, self.state.history
         row = {
             "epoch": float(state.epoch),
@@ -422,6 +457,15 @@ class _Run:
             state.bad_epochs += 1
             history.early = patience is not None and state.bad_epochs >= patience
         self.progress.say(_epoch_line(row, best=history.best_epoch == state.epoch))
+
+    def _tell(self, after_epoch: Callable[[int], object] | None) -> None:
+        whole = self.accelerator.distributed_type.value != "FSDP"
+        if after_epoch is not None and whole and self.accelerator.is_main_process:
+            with _evaluating(self.model):
+                after_epoch(self.state.epoch)
+
+    def _close_epoch(self) -> None:
+        state = self.state
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
         self._checkpoint()
 
@@ -465,6 +509,9 @@ class _Run:
         from safetensors.torch import save_file
 
         tensors = {f"model.{name}": t for name, t in self._weights().items()}
+        if self.average is not None:
+            with self.average.applied():
+                tensors |= {f"average.{name}": t for name, t in self._weights().items()}
         optimizer = self._optimizer_state()
         if not self.accelerator.is_main_process:
             return
@@ -520,20 +567,26 @@ class _Run:
             history.early = True
 
     def _load_checkpoint(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+            set_state_dict,
+        )
 
-        weights: dict[str, Any] = {n: t for n, t in tensors.items() if n.startswith("model.")}
-        moments = {
-            n.removeprefix("optimizer."): t
-            for n, t in tensors.items()
-            if n.startswith("optimizer.")
-        }
+        parts: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name if part == "optimizer" else f"model.{name}"] = tensor
+        whole = StateDictOptions(full_state_dict=True)
+        if self.average is not None:
+            set_model_state_dict(self.wrapped, parts["average"], options=whole)
+            self.average.capture()
         set_state_dict(
             self.wrapped,
             self.optimizer.optimizer,
-            model_state_dict=weights,
-            optim_state_dict=_join(moments, document["optimizer"]),
-            options=StateDictOptions(full_state_dict=True),
+            model_state_dict=parts["model"],
+            optim_state_dict=_join(parts["optimizer"], document["optimizer"]),
+            options=whole,
         )
         plain = document["state"]
         self.state = _State(**{**plain, "history": History(**plain["history"])})
@@ -566,10 +619,24 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _seeded(_device_of(model), 0):
             yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a seed for a while, and then go on as before."""
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    kind = {"device_type": device.type} if devices else {}
+    with torch.random.fork_rng(devices, **kind):
+        torch.manual_seed(seed)
+        yield
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a scheduler sends before it kills
@@ -623,7 +690,7 @@ def _to(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _check_numbers(*, lr: float, **counts: int | None) -> None:
+def _check_numbers(*, lr: float, ema: float | None, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ArgumentError(
@@ -632,6 +699,10 @@ def _check_numbers(*, lr: float, **counts: int | None) -> None:
     if not 0 <= lr < float("inf"):
         raise ArgumentError(
             f"`lr` of fit must be a finite number of at least 0. Found {lr}.", argument="lr"
+        )
+    if ema is not None and not 0 < ema < 1:
+        raise ArgumentError(
+            f"`ema` of fit must be between 0 and 1, such as 0.999. Found {ema}.", argument="ema"
         )
 
 

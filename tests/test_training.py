@@ -97,21 +97,34 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+class Noisy(Stops):
+    """Has random numbers in its evaluation too, and starts from the data."""
+
+    def prepare(self, examples: Any) -> None:
+        with torch.no_grad():
+            self.layer.bias.copy_(examples.mean() + 0.01 * torch.randn(()))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return super().loss(batch + 0.1 * torch.randn_like(batch))
+
+
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("step", [1, 7, 10, 23])
+@pytest.mark.parametrize("ema", [None, 0.9])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    data: Tensor, tmp_path: Path, step: int
+    data: Tensor, tmp_path: Path, step: int, ema: float | None
 ) -> None:
-    whole = fresh(Stops)
-    wanted = fitted(whole, data)
-    stopped = fresh(Stops, at=step)
+    whole = fresh(Noisy)
+    wanted = fitted(whole, data, ema=ema)
+    stopped = fresh(Noisy, at=step)
     with pytest.raises(Interrupted, match="Stopped in epoch"):
-        fitted(stopped, data, folder=tmp_path)
+        fitted(stopped, data, folder=tmp_path, ema=ema)
     assert (tmp_path / "checkpoint.safetensors").is_file()
-    resumed = fresh(Stops)
-    history = fitted(resumed, data, folder=tmp_path, resume=True)
+    resumed = fresh(Noisy)
+    history = fitted(resumed, data, folder=tmp_path, resume=True, ema=ema)
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
-    assert [row["loss"] for row in history.epochs] == [row["loss"] for row in wanted.epochs]
+    for name in ("loss", "valid_loss"):
+        assert [row[name] for row in history.epochs] == [row[name] for row in wanted.epochs]
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -185,6 +198,7 @@ def test_resuming_a_finished_run_only_loads_it(data: Tensor, tmp_path: Path) -> 
     [
         ({"batch_size": 20}, "`batch_size` must be 10"),
         ({"seed": 3}, "`seed` must be 0"),
+        ({"ema": 0.9}, "`ema` must be None"),
     ],
 )
 def test_rejects_a_checkpoint_of_another_run(
@@ -212,6 +226,50 @@ def test_patience_stops_early(data: Tensor) -> None:
     assert history.early
     assert len(history.epochs) == 3
     assert history.best_epoch == 1
+
+
+def test_keeps_the_average_of_the_weights(data: Tensor) -> None:
+    seen: list[Tensor] = []
+
+    class Watched(Line):
+        def loss(self, batch: Tensor) -> Tensor:
+            if self.training:
+                seen.append(self.layer.weight.detach().clone())
+            return super().loss(batch)
+
+    model, shown = fresh(Watched), []
+    model.fit(
+        data,
+        epochs=2,
+        batch_size=10,
+        lr=0.05,
+        ema=0.6,
+        after_epoch=lambda epoch: shown.append((epoch, model.layer.weight.detach().clone())),
+    )
+    average = seen[0]
+    for step, weight in enumerate(seen[1:11], 1):
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    assert [epoch for epoch, _ in shown] == [1, 2]
+    assert torch.allclose(shown[0][1], average)
+    assert not torch.allclose(shown[0][1], seen[10])
+    assert torch.equal(model.layer.weight, shown[1][1])
+
+
+def test_evaluating_draws_the_same_and_leaves_the_global_numbers_alone(data: Tensor) -> None:
+    model = fresh(Noisy)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = model.evaluate(data)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert model.evaluate(data) == first
+
+
+@pytest.mark.parametrize("ema", [0.0, 1.0, -0.5, float("nan")])
+def test_rejects_an_average_of_nothing(data: Tensor, ema: float) -> None:
+    with pytest.raises(ArgumentError, match="`ema` of fit must be between 0 and 1"):
+        fresh().fit(data, ema=ema)
 
 
 @pytest.mark.parametrize("examples", [[], torch.zeros(0, 3)])
