@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["WeightAverage"]
 
@@ -25,7 +25,7 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._average = [p.detach().clone() for p in self._parameters]
 
     @torch.no_grad()
@@ -36,7 +36,7 @@ class WeightAverage:
             step: How many steps were taken, this one included.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._parameters, 1 - decay)  # noqa: SLF001 -- as in torch.optim
+        torch._foreach_lerp_(self._average, self._parameters, 1 - decay)
 
     @torch.no_grad()
     def capture(self) -> None:
@@ -49,9 +49,9 @@ class WeightAverage:
         """Put the average in the place of the parameters for a while."""
         own = [p.detach().clone() for p in self._parameters]
         with torch.no_grad():
-            torch._foreach_copy_(self._parameters, self._average)  # noqa: SLF001
+            torch._foreach_copy_(self._parameters, self._average)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._parameters, own)  # noqa: SLF001
+                torch._foreach_copy_(self._parameters, own)

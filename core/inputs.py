@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kexue.core.describe import Input
     from kexue.core.job import Job
 
-__all__ = ["read_floats", "read_inputs", "to_floats"]
+__all__ = ["read_array", "read_floats", "read_inputs", "to_floats"]
 
 _EXACT = 2.0**53  # whole numbers below are exact as floats
 
@@ -57,13 +57,26 @@ def read_floats(job: Job, path: str, name: str, *, rows: bool = False) -> torch.
         ArgumentError: If it holds NaN, or numbers beyond the job's dtype.
         FileFormatError: If the file is not what its suffix says, or holds several arrays.
     """
+    return to_floats(job, path, read_array(path, rows=rows), name)
+
+
+def read_array(path: str, *, rows: bool = False) -> NDArray[Any]:
+    """Read a file of one array.
+
+    Args:
+        path: The file.
+        rows: Whether a table of one column holds rows of one number each.
+
+    Raises:
+        FileFormatError: If the file is not what its suffix says, or holds several arrays.
+    """
     arrays = read_arrays(path)
     if len(arrays) > 1:
         raise FileFormatError(
             f"{path} must hold one array. Found {len(arrays)}: {', '.join(arrays)}.", path=path
         )
     array = next(iter(arrays.values()))
-    return to_floats(job, path, _as_rows(path, array) if rows else array, name)
+    return _as_rows(path, array) if rows else array
 
 
 def to_floats(job: Job, path: str, array: NDArray[Any], name: str) -> torch.Tensor:

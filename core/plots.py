@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "PLOT_SUFFIXES",
     "are_images",
     "check_plot",
     "curves",
@@ -24,7 +25,7 @@ __all__ = [
     "write_plot",
 ]
 
-_SUFFIXES = (".png", ".svg", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def draw(plot: Callable[[Figure], object], *, width: float = 7.0, height: float = 4.0) -> Figure:
@@ -45,9 +46,9 @@ def check_plot(path: Path) -> None:
     """
     from kexue.core.writing import check_place
 
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in PLOT_SUFFIXES:
         raise FileFormatError(
-            f"{path} must end in one of {' '.join(_SUFFIXES)}. "
+            f"{path} must end in one of {' '.join(PLOT_SUFFIXES)}. "
             f"Found {path.suffix or 'no suffix'!r}.",
             path=path,
         )
@@ -147,13 +148,37 @@ def are_images(shape: Sequence[int]) -> bool:
     return len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3, 4})
 
 
-def images(figure: Figure, pixels: Any) -> None:
-    """Draw up to 64 images, ``[image, height, width]`` or with channels last, as a grid."""
-    shown = _values(pixels[:64])
-    columns = max(1, round(len(shown) ** 0.5))
-    grid = figure.subplots(max(1, -(-len(shown) // columns)), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image in zip(grid.flat, shown, strict=False):
-        coloured = image.ndim == 3
-        axes.imshow(image.clip(0, 1) if coloured else image, cmap="gray", interpolation="nearest")
+def images(figure: Figure, pixels: Any, *, columns: int | None = None) -> None:
+    """Draw images as a grid: black is 0 and white is 1, or the extremes if they are beyond.
+
+    Args:
+        figure: Where.
+        pixels: Shape ``[image, height, width]`` or with channels last; the first 64 are drawn.
+        columns: Images in a row; as many as there are rows by default.
+    """
+    import numpy as np
+
+    axes = figure.subplots()
+    axes.axis("off")
+    grid = _grid(_values(pixels[:64]), columns)
+    shown = grid[np.isfinite(grid)]
+    if not shown.size:
+        return
+    low, high = min(0.0, shown.min()), max(1.0, shown.max())
+    scaled = np.nan_to_num((grid - low) / (high - low), nan=1.0, posinf=1.0, neginf=0.0)
+    axes.imshow(scaled, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _grid(pixels: NDArray[np.float64], columns: int | None) -> NDArray[np.float64]:
+    """Lay images out side by side, with lines of NaN between them; NaN is drawn white."""
+    import numpy as np
+
+    count, height, width = pixels.shape[:3]
+    columns = columns or max(1, round(count**0.5))
+    rows = -(-count // columns)
+    shape = (rows * columns, height + 1, width + 1, *pixels.shape[3:])
+    cells = np.full(shape, np.nan)
+    cells[:count, :-1, :-1] = pixels
+    laid = cells.reshape(rows, columns, *shape[1:]).swapaxes(1, 2)
+    grid = laid.reshape(rows * shape[1], columns * shape[2], *shape[3:])[:-1, :-1]
+    return grid[..., 0] if grid.shape[2:] == (1,) else grid

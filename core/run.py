@@ -322,16 +322,19 @@ def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Pa
 
     Args:
         result: What came out.
-        out: Where arrays or lines go; nowhere if None.
+        out: Where arrays or lines go; nowhere if None. The picture, if its suffix is a picture's
+            and ``plot`` is None.
         plot: Where the picture goes; nowhere if None.
 
     Raises:
         ArgumentError: If there is nothing to write, or no picture of the result.
     """
     from kexue.core.files import write_arrays, write_lines
-    from kexue.core.plots import check_plot, write_plot
+    from kexue.core.plots import PLOT_SUFFIXES, check_plot, write_plot
 
     written = list(result.files)
+    if plot is None and out is not None and out.suffix.lower() in PLOT_SUFFIXES:
+        out, plot = None, out
     if plot is not None:
         if result.plot is None:
             raise ArgumentError("There is nothing to plot of this result.", argument="plot")

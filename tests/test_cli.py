@@ -637,6 +637,8 @@ def kexue_components():
     [
         ("times: int = 2", ["--times", "3"], "3"),
         ("times: int = 2", [], "2"),
+        ("num_samples: int = 2", ["-n", "3"], "3"),
+        ("num_samples: int = 2", ["--num-samples", "3"], "3"),
         ("rate: float = 0.5", ["--rate", "1e-3"], "0.001"),
         ("loud: bool = False", ["--loud"], "True"),
         ("loud: bool = True", ["--no-loud"], "False"),

@@ -200,6 +200,49 @@ class Gaussian(Generator):
         return Example({"num_features": 2}, {"x": torch.randn(3, 2, generator=generator)})
 
 
+class Grey(Gaussian):
+    """One that asks how many grey levels there are.
+
+    Args:
+        num_features: Numbers per row.
+        shape: Of a row.
+        levels: Grey levels, if any.
+        spread: How far to draw from the mean.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        shape: Sequence[int] = (),
+        levels: int | None = None,
+        spread: float = 1.0,
+    ) -> None:
+        super().__init__(num_features, shape)
+        self.levels, self.spread = levels, spread
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().config(), "levels": self.levels, "spread": self.spread}
+
+    def generate(
+        self,
+        num_samples: int,
+        *,
+        spread: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw.
+
+        Args:
+            num_samples: How many.
+            spread: Another one.
+            generator: Randomness.
+        """
+        factor = self.spread if spread is None else spread
+        mean = self.mean.detach().view(-1, *self.shape)
+        return mean + factor * (super().generate(num_samples, generator=generator) - mean)
+
+
 class Dot(Similarity):
     """The scalar product of vectors."""
 
@@ -316,6 +359,7 @@ def registry() -> Registry:
         ("decoder", "greedy"): "Greedy",
         ("sampler", "draws"): "Draws",
         ("generator", "gaussian"): "Gaussian",
+        ("generator", "grey"): "Grey",
         ("similarity", "dot"): "Dot",
         ("similarity", "overlap"): "Overlap",
         ("similarity", "near"): "negative_distance",
@@ -769,6 +813,66 @@ def test_a_generator_is_fitted_to_images(run: Runner) -> None:
     assert run.plot(result)
 
 
+def test_a_generator_is_told_the_grey_levels(run: Runner) -> None:
+    picture = run.folder / "a.png"
+    Image.new("L", (3, 2), 51).save(picture)
+    pixels = run.file("pixels.npy", np.full((12, 2, 3), 51, np.uint8))
+    for number, given in enumerate([str(picture), pixels]):
+        out = run.folder / f"grey{number}"
+        summary = run("grey", given, verb="fit", out=out, epochs=40, lr=0.05).summary
+        assert summary["parameters"]["levels"] == 256
+        drawn = run("grey", model=out, num_samples=500).arrays["samples"]
+        assert float(drawn.mean()) == pytest.approx(0.2, abs=0.02)
+    numbers = run.file("numbers.npy", np.full((12, 2, 3), 51))
+    summary = run("grey", numbers, verb="fit", out=run.folder / "m", epochs=1).summary
+    assert "levels" not in summary["parameters"]
+
+
+def test_a_generator_draws_samples_while_it_trains(run: Runner, rows: str) -> None:
+    samples = fitted(run, rows) / "samples"
+    names = [p.name for p in sorted(samples.iterdir())]
+    assert names == [f"epoch-{epoch:04}.png" for epoch in (5, 10, 15, 20)]
+    before = {p.name: p.read_bytes() for p in samples.iterdir()}
+    fitted(run, rows, overwrite=True, sample_every=10)
+    assert sorted(p.name for p in samples.iterdir()) == names[1::2]
+    assert (samples / names[3]).read_bytes() == before[names[3]]
+    fitted(run, rows, overwrite=True, sample_every=0)
+    assert not any(samples.iterdir())
+    with refused("`--sample-every` must be at least 0. Found -1", argument="sample_every"):
+        fitted(run, rows, sample_every=-1)
+
+
+def test_a_generator_keeps_the_average_of_its_weights(run: Runner, rows: str) -> None:
+    model = fitted(run, rows, ema=0.9)
+    average = run("gaussian", model=model, num_samples=50).arrays["samples"]
+    fitted(run, rows, overwrite=True)
+    plain = run("gaussian", model=model, num_samples=50).arrays["samples"]
+    assert torch.allclose(average, plain, atol=0.1)
+    assert not torch.equal(average, plain)
+
+
+def test_a_generator_takes_settings_of_generate(run: Runner, rows: str) -> None:
+    out = run.folder / "grey"
+    run("grey", rows, verb="fit", out=out, epochs=1)
+    narrow, wide = (
+        run("grey", model=out, params=[f"spread={s}"], num_samples=500).arrays["samples"].std(0)
+        for s in (0.5, 2.0)
+    )
+    assert torch.allclose(wide / narrow, torch.tensor(4.0))
+    with refused("with `--model` takes no set: .* What can be set: spread", argument="set"):
+        run("grey", model=out, params=["levels=3"])
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
+def test_a_result_can_be_written_as_a_picture(run: Runner, rows: str, suffix: str) -> None:
+    result = run("gaussian", model=fitted(run, rows, sample_every=0), num_samples=9)
+    out = run.folder / f"samples.{suffix}"
+    assert write_result(result, out, None) == [out]
+    assert out.stat().st_size > 1000
+    with refused("must end in one of .npy .* Found '.png'", FileFormatError):
+        write_result(result, run.folder / "a.png", run.folder / "b.png")
+
+
 def test_a_generator_is_fitted_to_one_column(run: Runner) -> None:
     model = fitted(run, run.file("rows.csv", "x\n" + "0.5\n" * 20))
     assert run("gaussian", model=model, num_samples=2).summary["shape"] == [2, 1]
@@ -886,13 +990,37 @@ def test_draws_curves_with_gaps(tmp_path: Path) -> None:
 def test_knows_what_are_images(shape: tuple[int, ...], drawn: bool) -> None:
     assert are_images(shape) is drawn
     if drawn:
-        figure = draw(lambda f: images(f, torch.randn(shape)))
-        assert len(figure.axes) == 4
+        assert drawn_pixels(torch.rand(shape)).shape[:2] == (17, 17)
+
+
+def drawn_pixels(pixels: Any, **options: Any) -> Any:
+    (axes,) = draw(lambda f: images(f, pixels, **options)).axes
+    (image,) = axes.get_images()
+    return np.asarray(image.get_array())
+
+
+def test_draws_images_side_by_side() -> None:
+    pixels = np.arange(12).reshape(3, 2, 2) / 11
+    found = drawn_pixels(pixels)
+    assert found.shape == (5, 5)
+    for number, (row, column) in enumerate([(0, 0), (0, 3), (3, 0)]):
+        assert np.array_equal(found[row : row + 2, column : column + 2], pixels[number])
+    assert (found[3:, 3:] == 1).all()
+    assert drawn_pixels(pixels, columns=3).shape == (2, 8)
+    coloured = np.random.default_rng(0).random((2, 3, 4, 3))
+    assert np.array_equal(drawn_pixels(coloured, columns=2)[:, 5:], coloured[1])
+
+
+def test_images_beyond_black_and_white_are_scaled() -> None:
+    found = drawn_pixels(np.array([[[-1.0, 0.0, 3.0], [math.nan, math.inf, -math.inf]]]))
+    assert found.tolist() == [[0.0, 0.25, 1.0], [1.0, 1.0, 0.0]]
 
 
 def test_draws_at_most_sixty_four_images_and_at_least_none() -> None:
-    assert len(draw(lambda f: images(f, np.zeros((100, 2, 2)))).axes) == 64
-    assert len(draw(lambda f: images(f, np.zeros((0, 2, 2)))).axes) == 1
+    assert drawn_pixels(np.zeros((100, 2, 2))).shape == (23, 23)
+    for nothing in (np.zeros((0, 2, 2)), np.full((2, 3, 3), math.nan)):
+        (axes,) = draw(partial(images, pixels=nothing)).axes
+        assert not axes.get_images()
 
 
 def test_a_plot_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ _RUN: dict[str, tuple[Any, Any, Any]] = {
 _FIT: dict[str, tuple[Any, Any, Any]] = {
     "out": (Path | None, typer.Option("-o", "--out", help="Folder for the model."), None),
 }
+_SHORT = {"num_samples": "-n"}
+"""Short forms of the options that kinds have in common."""
+
 _TYPES: Mapping[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Path": Path}
 
 
@@ -140,7 +143,9 @@ def _kind_option(parameter: Parameter) -> tuple[Any, Any, Any]:
     flag = f"--{parameter.name.replace('_', '-')}"
     default = (parameter.default or "None").strip("'")
     shown = "" if default in {"None", "False"} else f" [default: {default}]"
-    option = typer.Option(flag, help=f"{readable(parameter.doc)}{shown}")
+    option = typer.Option(
+        *filter(None, (_SHORT.get(parameter.name), flag)), help=f"{readable(parameter.doc)}{shown}"
+    )
     if kind is bool:
         flags = f"{flag}/--no-{flag[2:]}" if parameter.default == "True" else flag
         return (

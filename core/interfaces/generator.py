@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,20 +15,28 @@ from torch import Tensor
 
 from kexue.core.errors import ArgumentError
 from kexue.core.files import IMAGE_SUFFIXES, read_images
-from kexue.core.inputs import read_floats, to_floats
+from kexue.core.inputs import read_array, to_floats
 from kexue.core.interfaces.base import Contract
 from kexue.core.job import Job, Result
 from kexue.core.loading import load_target
-from kexue.core.plots import are_images, histogram, images
+from kexue.core.plots import are_images, histogram, images, write_plot
 from kexue.core.training import Trainable, read_config
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["Generator", "apply", "fit", "run"]
+
+_SAMPLES = "samples"
+_WHILE_TRAINING = 64  # rows that are drawn
 
 
 class Generator(Trainable, Contract):
     """A generator maps data to a model of it, and the model to new data.
 
-    Where it exists, ``log_prob(x)`` is the log-density of rows in nats.
+    Where it exists, ``log_prob(x)`` is the log-density of rows in nats. ``kexue fit`` builds it
+    with those of ``num_features``, ``shape`` (of a row) and ``levels`` that its constructor takes;
+    ``levels`` is given for images, whose values are k / (levels - 1), k = 0, ..., levels - 1.
     """
 
     trainable: ClassVar[bool] = True
@@ -35,6 +46,9 @@ class Generator(Trainable, Contract):
     @abstractmethod
     def generate(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw new rows.
+
+        Further keywords that are the constructor's too, which holds their defaults, can be given by
+        ``kexue run --model … --set``.
 
         Args:
             num_samples: How many.
@@ -49,12 +63,15 @@ def fit(
     batch_size: int = 64,
     lr: float = 1e-3,
     patience: int | None = None,
+    ema: float | None = None,
+    sample_every: int = 5,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Fit a generator to rows of data.
 
-    The file is an array, an image, a folder of images, or ``digits`` for the embedded set.
+    The file is an array, an image, a folder of images, or ``digits`` for the embedded set. Images
+    and arrays of uint8 are scaled to [0, 1].
 
     Args:
         job: The call.
@@ -62,19 +79,38 @@ def fit(
         batch_size: Rows per step.
         lr: Learning rate of Adam.
         patience: Stop after this many epochs without improvement; never by default.
+        ema: Keep the exponential moving average of the weights with this decay, such as 0.999.
+        sample_every: Draw samples into the folder ``samples`` of the output after every so many
+            epochs; 0 for never.
         resume: Go on with an interrupted run in the output folder.
         overwrite: Replace what is in the output folder.
     """
     from kexue.core.training import claim_folder
 
-    data = _data(job)
+    if sample_every < 0:
+        raise ArgumentError(
+            f"`--sample-every` must be at least 0. Found {sample_every}.", argument="sample_every"
+        )
+    data, levels = _data(job)
     valid = data[9::10]
     train = data[[i for i in range(len(data)) if i % 10 != 9 or not len(valid)]]
-    features = {"num_features": data[0].numel(), "shape": tuple(data.shape[1:])}
+    features: dict[str, Any] = {"num_features": data[0].numel(), "shape": tuple(data.shape[1:])}
+    if levels is not None:
+        features["levels"] = levels
     params = job.fitting(**features)
     model: Generator = job.build(**features)
     model.component = job.id
     folder = claim_folder(job, resume=resume, overwrite=overwrite)  # bad input has claimed nothing
+    if not resume:
+        for old in (folder / _SAMPLES).glob("epoch-*.png"):
+            old.unlink()
+
+    def show(epoch: int) -> None:
+        if sample_every and epoch % sample_every == 0:
+            drawn = model.generate(_WHILE_TRAINING, generator=job.generator())
+            (folder / _SAMPLES).mkdir(parents=True, exist_ok=True)
+            write_plot(folder / _SAMPLES / f"epoch-{epoch:04}.png", _picture(drawn))
+
     history = model.fit(
         train,
         valid,
@@ -82,9 +118,11 @@ def fit(
         batch_size=batch_size,
         lr=lr,
         patience=patience,
+        ema=ema,
         seed=job.seed,
         folder=folder,
         resume=resume,
+        after_epoch=show,
         progress=job.progress,
     )
     best = {f"best_{k}": v for k, v in history.best.items() if k not in {"epoch", "seconds"}}
@@ -92,25 +130,31 @@ def fit(
     return Result(summary, files=(folder,))
 
 
-def _data(job: Job) -> Tensor:
-    """Return the rows to fit to, shape ``[row, ...]``; images are scaled to [0, 1]."""
+def _picture(drawn: Tensor) -> Callable[[Figure], None]:
+    if are_images(drawn.shape):
+        return partial(images, pixels=drawn)
+    return partial(histogram, values=drawn, label="value")
+
+
+def _data(job: Job) -> tuple[Tensor, int | None]:
+    """Return the rows to fit to, shape ``[row, ...]``, and the grey levels if they are pixels."""
     given = job.one_file("an array, an image folder, or 'digits' for the embedded set")
     if given == "digits" and not Path(given).exists():
         from kexue.core.lab.data import digits
 
-        return torch.from_numpy(digits().images).to(job.device, job.dtype)
+        return torch.from_numpy(digits().images).to(job.device, job.dtype), 17
     path = Path(given)
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        rows = to_floats(job, given, read_images(path) / np.float64(255), "data")
-    else:
-        rows = read_floats(job, given, "data", rows=True)
+    is_image = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    array = read_images(path) if is_image else read_array(given, rows=True)
+    are_pixels = array.dtype == np.uint8
+    rows = to_floats(job, given, array / np.float64(255) if are_pixels else array, "data")
     if rows.ndim < 2 or not len(rows):
         raise ArgumentError(
             f"`data` in {given} must be rows, [row, feature] or [row, height, width]. "
             f"Found shape {list(rows.shape)}.",
             argument="data",
         )
-    return rows
+    return rows, 256 if are_pixels else None
 
 
 def run(job: Job) -> Result:
@@ -133,10 +177,14 @@ def apply(job: Job, *, num_samples: int = 64) -> Result:
         raise ArgumentError(
             f"`--num-samples` must be at least 1. Found {num_samples}.", argument="num_samples"
         )
-    for what, given in (("files", job.files), ("set", job.params), ("weights", job.weights)):
+    component = load_target(job.description.component.target)
+    settings = _settings(component, job)
+    fixed = {name: value for name, value in job.params.items() if name not in settings}
+    for what, given in (("files", job.files), ("set", fixed), ("weights", job.weights)):
         if given:
             raise ArgumentError(
-                f"{job.id} with `--model` takes no {what}: all it needs is in the model's folder.",
+                f"{job.id} with `--model` takes no {what}: all it needs is in the model's folder."
+                + (f" What can be set: {', '.join(settings)}." if settings else ""),
                 argument=what,
             )
     folder = job.model or Path()
@@ -147,13 +195,18 @@ def apply(job: Job, *, num_samples: int = 64) -> Result:
             f"{config['component']} --model {folder}`.",
             argument="model",
         )
-    model: Any = load_target(job.description.component.target).load(folder)
+    model: Any = component.load(folder)
     model = model.to(job.device, job.dtype).eval()
     with torch.no_grad():
-        drawn: Tensor = model.generate(num_samples, generator=job.generator())
-    pictures = are_images(drawn.shape)
+        drawn: Tensor = model.generate(num_samples, generator=job.generator(), **job.params)
     return Result(
         {"samples": len(drawn), "shape": list(drawn.shape)},
         {"samples": drawn},
-        plot=lambda f: images(f, drawn) if pictures else histogram(f, drawn, "value"),
+        plot=_picture(drawn),
     )
+
+
+def _settings(component: type[Generator], job: Job) -> list[str]:
+    """Return the parameters of the component that ``generate`` takes as well."""
+    taken = inspect.signature(component.generate).parameters
+    return [p.name for p in job.description.parameters if p.name in taken]
