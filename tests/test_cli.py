@@ -203,10 +203,10 @@ def test_lists_with_filters(kexue: Kexue) -> None:
     assert ids("--kind", "loss", "--plugin", "memm") == {"loss/memm"}
     assert ids("--tag", "multi-label") <= ids("--plugin", "zlpr")
     assert ids("--tag", "multi-label")
-    assert "generator/nice" in ids("--all")
-    assert "generator/nice" not in ids()
+    assert "generator/vae-density" in ids("--all")
+    assert "generator/vae-density" not in ids()
     assert ids("--all", "--kind", "attribution") == {"attribution/integrated-gradients"}
-    assert ids("--all", "--plugin", "nice") == {"generator/nice"}
+    assert ids("--all", "--plugin", "vae-density") == {"generator/vae-density"}
     assert ids("components", "--tag", "nothing-has-this") == set()
 
 
@@ -263,9 +263,9 @@ def test_shows_a_plugin_or_post(kexue: Kexue, name: str) -> None:
 
 
 def test_shows_what_is_planned(kexue: Kexue) -> None:
-    out = kexue("show", "nice").out
+    out = kexue("show", "vae-density").out
     assert re.search(r"^state +planned$", out, re.MULTILINE)
-    assert "generator/nice" in out
+    assert "generator/vae-density" in out
     assert "kexue install" not in out
 
 
@@ -343,8 +343,14 @@ def test_says_how_to_begin(kexue: Kexue) -> None:
         (("list", "datasets", "--all"), "Error: `--all` has no use for `kexue list datasets`"),
         (("install", "crff"), "Error: No plugin named 'crff' is in the catalogue. Did you mean"),
         (("install", "loss/crf"), "Error: No plugin named 'loss/crf' .*It is in 'crf'."),
-        (("install", "nice"), "Error: The plugin 'nice' is planned and not yet written"),
-        (("uninstall", "nice"), "Error: The plugin 'nice' is planned and not yet written"),
+        (
+            ("install", "vae-density"),
+            "Error: The plugin 'vae-density' is planned and not yet written",
+        ),
+        (
+            ("uninstall", "vae-density"),
+            "Error: The plugin 'vae-density' is planned and not yet written",
+        ),
         (("uninstall", "nobody"), "Error: No plugin named 'nobody' is installed."),
         (("check", "nobody"), "Error: No component named 'nobody' is installed."),
         (("new", "Bad"), "Error: `name` must be lower-case words .*Perhaps 'bad'."),
@@ -432,7 +438,7 @@ def test_ctrl_c_ends_with_what_there_is_to_say(kexue: Kexue, features: str) -> N
         ("show", "loss/zlpr"),
         ("show", "layer/sound"),
         ("show", "crf"),
-        ("show", "nice"),
+        ("show", "vae-density"),
         ("plugins",),
         ("env",),
         ("install", "crf", "--dry-run"),
@@ -592,7 +598,7 @@ def test_completes_components(complete: Callable[..., list[str]], verb: str, she
         ("sho", ["show"]),
         ("uninstall me", ["memm"]),
         ("install zl", ["zlpr"]),
-        ("install nic", []),
+        ("install vae-d", []),
         ("list --kind lo", ["loss"]),
         ("list --plugin cr", ["crf"]),
         ("list ki", ["kinds"]),

@@ -85,7 +85,10 @@ def test_installs_from_the_checkout_that_kexue_runs_from(
     ("name", "message"),
     [
         ("cfr", r"No plugin named 'cfr' is in the catalogue. Did you mean 'crf'\?"),
-        ("nice", "The plugin 'nice' is planned and not yet written; .*kexue.fm/archives/5776."),
+        (
+            "vae-density",
+            "The plugin 'vae-density' is planned and not yet written; .*kexue.fm/archives/8791.",
+        ),
     ],
 )
 def test_refuses_what_cannot_be_installed(name: str, message: str) -> None:

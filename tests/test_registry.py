@@ -178,7 +178,7 @@ def test_lists_sorted_and_filtered(registry: Registry) -> None:
         ("sum", "'sum' is the name of several components. Write one of: layer/sum, loss/sum."),
         ("nobody:loss/needs", "'nobody' has no component 'loss/needs'; it is in kexue-toys."),
         ("loss/crf", r"is in the plugin 'crf', which is not installed. Run `kexue install crf`."),
-        ("generator/nice", r"'nice', which is planned and not yet written; .*/archives/5776"),
+        ("generator/vae-density", r"'vae-density', which is planned and .*/archives/8791"),
         ("optimizer/adafactr", r"Did you mean 'optimizer/adafactor'\?"),
     ],
 )  # fmt: skip
@@ -195,7 +195,7 @@ def test_says_why_there_is_no_component(registry: Registry, name: str, message: 
     [
         ("toy", r"No plugin named 'toy' is installed. Did you mean 'toys'\?"),
         ("crf", "The plugin 'crf' is not installed. Run `kexue install crf`."),
-        ("nice", "The plugin 'nice' is planned and not yet written"),
+        ("vae-density", "The plugin 'vae-density' is planned and not yet written"),
     ],
 )
 def test_says_why_there_is_no_plugin(registry: Registry, name: str, message: str) -> None:
@@ -213,41 +213,43 @@ def test_says_that_there_is_no_kind(registry: Registry) -> None:
 
 
 def test_says_that_the_plugin_is_broken(site: Site) -> None:
-    site.add("kexue-other", "raise RuntimeError('out of order')", slug="nice", version="2.0")
+    site.add("kexue-other", "raise RuntimeError('out of order')", slug="vae-density", version="2.0")
     site.add("kexue-gone", "import no_such_package")
     registry = Registry()
     message = (
-        r"'generator/nice' is in the plugin 'nice' \(kexue-other 2.0\), which could not be loaded: "
-        r"RuntimeError: out of order. Other plugins are unaffected."
+        r"'generator/vae-density' is in the plugin 'vae-density' \(kexue-other 2.0\), which could "
+        r"not be loaded: RuntimeError: out of order. Other plugins are unaffected."
     )
     with pytest.raises(PluginBrokenError, match=message) as caught:
-        registry.get("generator/nice")
-    assert caught.value.plugin == "nice"
-    message = "Broken and not searched: gone, nice; `kexue plugins` says why."
+        registry.get("generator/vae-density")
+    assert caught.value.plugin == "vae-density"
+    message = "Broken and not searched: gone, vae-density; `kexue plugins` says why."
     with pytest.raises(ComponentNotFoundError, match=message):
         registry.get("loss/something-else")
 
 
 def test_says_that_the_plugin_is_switched_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.add("kexue-other", slug="nice")
+    site.add("kexue-other", slug="vae-density")
     site.add("kexue-more")
-    monkeypatch.setenv("KEXUE_DISABLE", "nice,more")
-    message = "in the plugin 'nice', which is switched off by KEXUE_DISABLE=more,nice."
+    monkeypatch.setenv("KEXUE_DISABLE", "vae-density,more")
+    message = (
+        "in the plugin 'vae-density', which is switched off by KEXUE_DISABLE=more,vae-density."
+    )
     with pytest.raises(ComponentNotFoundError, match=message):
-        Registry().get("generator/nice")
-    message = "Switched off and not searched: more, nice; `kexue plugins` says why."
+        Registry().get("generator/vae-density")
+    message = "Switched off and not searched: more, vae-density; `kexue plugins` says why."
     with pytest.raises(ComponentNotFoundError, match=message):
         Registry().get("loss/more")
 
 
 def test_says_that_the_plugin_is_another_version(site: Site) -> None:
-    site.add("kexue-nice")
+    site.add("kexue-vae-density")
     message = (
-        r"'generator/nice' is in the plugin 'nice' \(kexue-nice 1.0\) by the catalogue, and this "
-        r"version of it lacks it. Run `pip install --upgrade kexue-nice`."
+        r"'generator/vae-density' is in the plugin 'vae-density' \(kexue-vae-density 1.0\) by the "
+        r"catalogue, and this version of it lacks it. Run `pip install --upgrade kexue-vae-density`."
     )
     with pytest.raises(ComponentNotFoundError, match=message):
-        Registry().get("generator/nice")
+        Registry().get("generator/vae-density")
 
 
 # -- two owners -----------------------------------------------------------------------------------

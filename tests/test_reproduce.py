@@ -102,7 +102,7 @@ def test_find_experiments_by_plugin_and_by_name(registry: Registry) -> None:
         ("mine/god", "No experiment named 'mine/god'.*mine/good"),
         ("bare", "No experiment named 'bare'"),
         ("mime", "Did you mean 'mine'"),
-        ("nice", "planned"),
+        ("vae-density", "planned"),
     ],
 )
 def test_find_experiments_rejects_unknown_ones(registry: Registry, name: str, words: str) -> None:

@@ -94,7 +94,7 @@ def test_writes_nothing_over_anything(tmp_path: Path) -> None:
 
 
 def test_starts_what_the_catalogue_plans(tmp_path: Path) -> None:
-    assert new_plugin("nice", KINDS["generator"], tmp_path)[0].is_dir()
+    assert new_plugin("vae-density", KINDS["generator"], tmp_path)[0].is_dir()
 
 
 def test_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
