@@ -246,7 +246,8 @@ def test_says_that_the_plugin_is_another_version(site: Site) -> None:
     site.add("kexue-vae-density")
     message = (
         r"'generator/vae-density' is in the plugin 'vae-density' \(kexue-vae-density 1.0\) by the "
-        r"catalogue, and this version of it lacks it. Run `pip install --upgrade kexue-vae-density`."
+        r"catalogue, and this version of it lacks it. "
+        r"Run `pip install --upgrade kexue-vae-density`."
     )
     with pytest.raises(ComponentNotFoundError, match=message):
         Registry().get("generator/vae-density")

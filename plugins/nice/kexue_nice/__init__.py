@@ -56,7 +56,7 @@ def kexue_experiments() -> list[Experiment]:
     return [
         Experiment(
             "exactness",
-            "kexue_nice.experiments:exactness",
+            "kexue_nice.exactness:exactness",
             "Inverse, determinant, mixing and normalisation.",
             references=(_POST, _PAPER),
         ),
@@ -68,7 +68,7 @@ def kexue_experiments() -> list[Experiment]:
         ),
         Experiment(
             "sampling",
-            "kexue_nice.experiments:sampling",
+            "kexue_nice.sampling:sampling",
             "Digits: noise, temperature, the signs of pixels, and the post's pictures.",
             references=(_POST,),
         ),
