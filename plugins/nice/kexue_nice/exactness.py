@@ -195,9 +195,10 @@ def _plot_plane(model: NICE, canvas: Canvas) -> None:
     with torch.no_grad():
         z = model.encode(rows).cpu()
     left, middle, right = canvas.subplots(1, 3)
-    left.scatter(*rows.cpu().T, s=2, c=range(len(rows)), cmap="coolwarm")
+    colours = [f"C{i % 2}" for i in range(len(rows))]
+    left.scatter(*rows.cpu().T, s=2, c=colours)
     middle.imshow(density.exp().cpu(), origin="lower", extent=(-1.5, 2.5, -1.75, 2.25))
-    right.scatter(*z.T, s=2)
+    right.scatter(*z.T, s=2, c=colours)
     for axes, title in ((left, "x"), (middle, "q(x)"), (right, "z")):
         axes.set(title=title, aspect="equal")
     left.set(xlim=(-1.5, 2.5), ylim=(-1.75, 2.25))

@@ -59,9 +59,8 @@ class LogisticPrior:
     def sample(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw numbers like a tensor's; see :class:`Prior`."""
         # the difference of two Gumbel variables: finite where a uniform number is 0 or 1
-        first, second = torch.empty(2, *like.shape, dtype=like.dtype, device=like.device)
-        first.exponential_(generator=generator)
-        second.exponential_(generator=generator)
+        first = torch.empty_like(like).exponential_(generator=generator)
+        second = torch.empty_like(like).exponential_(generator=generator)
         return second.log() - first.log()
 
 

@@ -205,7 +205,7 @@ def _pictures(context: Context, noisy: Mapping[str, Sequence[Fitted]], run: Fitt
         rows: Tensor = model.generate(32, temperature=temperature, generator=generator)
         return rows
 
-    def picture(rows: Tensor, columns: int = 16) -> Callable[[Canvas], None]:
+    def picture(rows: Tensor, columns: int = 8) -> Callable[[Canvas], None]:
         return partial(images, pixels=rows.cpu(), columns=columns)
 
     plain, post, bare = run.model, noisy["[-0.01, 0]"][0].model, noisy["almost none"][0].model
