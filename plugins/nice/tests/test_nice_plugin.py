@@ -22,7 +22,6 @@ from kexue_nice.exactness import exactness
 from kexue_nice.experiments import fit_digits, likelihood
 from kexue_nice.sampling import sampling
 
-
 Kexue = Callable[..., str]
 
 
