@@ -46,7 +46,7 @@ def test_learns_what_a_gaussian_cannot() -> None:
     model = made()
     model.fit(data[:1000], epochs=30, batch_size=50, lr=5e-3)
     test = data[1000:]
-    gaussian = torch.distributions.MultivariateNormal(data[:1000].mean(0), data[:1000].T.cov())
+    gaussian: Any = torch.distributions.MultivariateNormal(data[:1000].mean(0), data[:1000].T.cov())
     gain = model.log_prob(test).mean() - gaussian.log_prob(test).mean()
     assert gain > 1.0
     drawn = model.generate(2000, generator=make_generator(0))

@@ -17,6 +17,8 @@ from kexue.core import ArgumentError
 from kexue.core.device import make_generator
 from kexue_nice import NICE
 
+JACOBIAN: Any = torch.autograd.functional.jacobian
+NORMAL: Any = torch.distributions.Normal
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "half": {"split": "half"},
@@ -43,8 +45,9 @@ def flow(num_features: int = 6, *, seed: int = 0, gain: float = 2, **given: Any)
 
 def log_det(model: NICE, x: Tensor) -> Tensor:
     """Return log |det ∂z/∂x| by autograd."""
-    jacobian = torch.autograd.functional.jacobian(lambda row: model.encode(row[None])[0], x)
-    return torch.linalg.slogdet(jacobian).logabsdet
+    jacobian = JACOBIAN(lambda row: model.encode(row[None])[0], x)
+    found: Tensor = torch.linalg.slogdet(jacobian).logabsdet
+    return found
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -56,7 +59,7 @@ def test_log_prob_matches_autograd_jacobian(name: str, num_features: int) -> Non
     if name == "logistic":
         prior = (-z - 2 * torch.log1p(torch.exp(-z))).sum(-1)
     else:
-        prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+        prior = NORMAL(0.0, 1.0).log_prob(z).sum(-1)
     wanted = prior + torch.stack([log_det(model, row) for row in x])
     assert torch.allclose(model.log_prob(x), wanted, atol=1e-10)
 
@@ -118,7 +121,7 @@ def test_reduces_to_independent_gaussians_without_shifts() -> None:
         nn.init.zeros_(parameter)
     x = torch.randn(5, 4, dtype=torch.float64)
     scale = torch.exp(-model.scale.log_scale[model.orders[0].argsort()])
-    wanted = torch.distributions.Normal(model.center, scale).log_prob(x).sum(-1)
+    wanted = NORMAL(model.center, scale).log_prob(x).sum(-1)
     assert torch.allclose(model.log_prob(x), wanted)
 
 
@@ -175,7 +178,7 @@ def test_without_mixing_the_first_part_stays() -> None:
 def test_with_mixing_every_feature_depends_on_every_other(num_features: int, mixing: str) -> None:
     model = flow(num_features, mixing=mixing, num_couplings=6)
     x = torch.randn(num_features, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda row: model.encode(row[None])[0], x)
+    jacobian = JACOBIAN(lambda row: model.encode(row[None])[0], x)
     assert (jacobian != 0).all()
 
 
@@ -306,7 +309,7 @@ def test_temperature_is_a_factor_of_z() -> None:
 def test_levels_round_what_is_drawn() -> None:
     drawn = flow(6, levels=5).generate(50)
     assert set((4 * drawn).flatten().tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
-    assert len(drawn.unique()) == 5
+    assert len(torch.unique(drawn)) == 5
 
 
 def test_interpolation_is_linear_in_z() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from kexue.core.device import make_generator
 from kexue_nice import AdditiveCoupling, DiagonalScale, GaussianPrior, LogisticPrior
 from kexue_nice.dequantisation import add_noise, bits_per_dim, cell, to_levels
 from kexue_nice.layers import perceptron
+from kexue_nice.priors import Prior
 
-DISTRIBUTIONS = {
+JACOBIAN: Any = torch.autograd.functional.jacobian
+DISTRIBUTIONS: dict[str, tuple[Prior, Any]] = {
     "gaussian": (GaussianPrior(), torch.distributions.Normal(0.0, 1.0)),
     "logistic": (
         LogisticPrior(),
@@ -43,7 +46,7 @@ def test_coupling_has_log_determinant_zero(sign: int) -> None:
     def whole(x: Tensor) -> Tensor:
         return torch.cat([x[:3], layer(x[None, :3], x[None, 3:])[0]])
 
-    jacobian = torch.autograd.functional.jacobian(whole, torch.randn(5, dtype=torch.float64))
+    jacobian = JACOBIAN(whole, torch.randn(5, dtype=torch.float64))
     assert torch.equal(jacobian, jacobian.tril())
     assert torch.equal(jacobian.diagonal(), torch.ones(5, dtype=torch.float64))
     assert torch.linalg.slogdet(jacobian).logabsdet == 0
@@ -81,9 +84,7 @@ def test_coupling_gradient() -> None:
 def test_scale_has_the_log_determinant_of_its_jacobian() -> None:
     scale = DiagonalScale(4).double()
     nn.init.normal_(scale.log_scale)
-    jacobian = torch.autograd.functional.jacobian(
-        lambda h: scale(h[None])[0], torch.randn(4, dtype=torch.float64)
-    )
+    jacobian = JACOBIAN(lambda h: scale(h[None])[0], torch.randn(4, dtype=torch.float64))
     assert torch.equal(jacobian, jacobian.diagonal().diag())
     assert torch.allclose(torch.linalg.slogdet(jacobian).logabsdet, scale.log_det)
     h = torch.randn(3, 4, dtype=torch.float64)

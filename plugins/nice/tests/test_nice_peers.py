@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kexue_nice import NICE
 
 D = 8
+NORMAL: Any = torch.distributions.Normal
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_matches_nflows(model: NICE, x: Tensor) -> None:
         layers.append(coupling.AdditiveCouplingTransform(mask, lambda i, o, m=ours: Shift(m.shift)))
     theirs = transforms.CompositeTransform(layers)
     h, log_det = theirs(x)
-    wanted = torch.distributions.Normal(0.0, 1.0).log_prob(model.scale(h)).sum(-1) + log_det
+    wanted = NORMAL(0.0, 1.0).log_prob(model.scale(h)).sum(-1) + log_det
     assert torch.allclose(model.log_prob(x), wanted + model.scale.log_det, atol=1e-5)
     found, _ = theirs.inverse(h)
     assert torch.allclose(model.decode(model.scale(h)), found, atol=1e-5)
@@ -67,5 +68,5 @@ def test_matches_normflows(model: NICE, x: Tensor) -> None:
     for block in blocks:  # in our direction, theirs maps latent rows to data
         h, added = block(h)
         log_det = log_det + added
-    wanted = torch.distributions.Normal(0.0, 1.0).log_prob(model.scale(h)).sum(-1) + log_det
+    wanted = NORMAL(0.0, 1.0).log_prob(model.scale(h)).sum(-1) + log_det
     assert torch.allclose(model.log_prob(x), wanted + model.scale.log_det, atol=1e-5)
