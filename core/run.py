@@ -322,14 +322,15 @@ def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Pa
 
     Args:
         result: What came out.
-        out: Where arrays or lines go; nowhere if None. The picture, if its suffix is a picture's
-            and ``plot`` is None.
+        out: Where arrays or lines go; nowhere if None. Of a result that has both, the arrays go
+            into files of arrays, the lines into any other. The picture goes there if its suffix
+            is a picture's and ``plot`` is None.
         plot: Where the picture goes; nowhere if None.
 
     Raises:
         ArgumentError: If there is nothing to write, or no picture of the result.
     """
-    from kexue.core.files import write_arrays, write_lines
+    from kexue.core.files import ARRAY_SUFFIXES, write_arrays, write_lines
     from kexue.core.plots import PLOT_SUFFIXES, check_plot, write_plot
 
     written = list(result.files)
@@ -340,13 +341,14 @@ def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Pa
             raise ArgumentError("There is nothing to plot of this result.", argument="plot")
         check_plot(plot)
     if out is not None and not result.files:
-        if result.lines is not None:
+        as_array = result.arrays and out.suffix.lower() in set(ARRAY_SUFFIXES) - {".txt"}
+        if result.lines is not None and not as_array:
             write_lines(out, result.lines)
-            result.lines = None
         elif result.arrays:
             write_arrays(out, {name: to_array(a) for name, a in result.arrays.items()})
         else:
             raise ArgumentError("There is nothing to write of this result.", argument="out")
+        result.lines = None
         written.append(out)
     if plot is not None and result.plot is not None:
         write_plot(plot, result.plot)

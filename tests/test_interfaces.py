@@ -284,6 +284,7 @@ class Overlap(Similarity):
 
     def matrix(self, a: Any, b: Any) -> Tensor:
         """Return one number per pair."""
+        self.statistics = {"texts": len(a) + len(b)}
         return torch.stack([self([x] * len(b), b) for x in a])
 
     @classmethod
@@ -714,6 +715,41 @@ def test_a_similarity_of_text_reads_lines(run: Runner) -> None:
     assert run("overlap", a, b).arrays["similarities"].tolist() == [0.5, 0.5]
     with refused("empty.txt is empty", FileFormatError):
         run("overlap", a, run.file("empty.txt", ""))
+
+
+def test_a_similarity_of_text_shows_the_texts_the_most_alike_first(run: Runner) -> None:
+    a, b = run.file("a.txt", "abc\nx\n"), run.file("b.txt", "az\ncab\n")
+    assert list(run("overlap", a, b).lines or ()) == [
+        "abc",
+        "        0.25       0  az",
+        "x",
+        "           0       1  cab",
+    ]
+    both = ["abc", "           1       1  cab", "        0.25       0  az"]
+    for options in ({"matrix": True}, {"search": 2}):
+        assert list(run("overlap", a, b, **options).lines or ())[:3] == both
+    assert list(run("overlap", a, b, search=1).lines or ())[:2] == both[:2]
+    assert run("dot", *[run.file("a.csv", "1,0\n")] * 2).lines is None
+
+
+def test_a_similarity_shows_its_statistics(run: Runner) -> None:
+    a = run.file("a.txt", "abc\nx\n")
+    assert run("overlap", a, a, matrix=True).summary["texts"] == 4
+    assert "texts" not in run("overlap", a, a).summary
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.txt"])
+def test_a_similarity_of_text_is_written_as_numbers_or_as_lines(run: Runner, name: str) -> None:
+    a, out = run.file("a.txt", "abc\nx\n"), run.folder / name
+    result = run("overlap", a, a, matrix=True)
+    lines = list(result.lines or ())
+    result.lines = iter(lines)
+    write_result(result, out, None)
+    assert result.lines is None
+    if name == "out.npy":
+        assert np.load(out).tolist() == [[1, 0], [0, 1]]
+    else:
+        assert out.read_text("utf-8").splitlines() == lines
 
 
 def test_a_function_is_a_similarity_of_rows(run: Runner) -> None:

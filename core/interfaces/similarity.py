@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kexue.core.errors import ArgumentError, FileFormatError
@@ -23,6 +25,9 @@ class Similarity(Contract):
 
     reads: ClassVar[str] = "vectors"
     """``"vectors"``: rows of an array; ``"text"``: lines."""
+
+    statistics: Mapping[str, Any] = MappingProxyType({})
+    """Figures about the last call that a user wants to see, such as how much work it was."""
 
     @abstractmethod
     def __call__(self, a: Any, b: Any) -> Tensor:
@@ -65,7 +70,7 @@ def run(job: Job, *, search: int = 0, matrix: bool = False) -> Result:
             f"`--search` must be how many rows to find, without `--matrix`. Found {found}.",
             argument="search",
         )
-    similarity: Any = job.build()
+    similarity: Any = job.build(device=str(job.device))
     if (search or matrix) and not hasattr(similarity, "matrix"):
         raise ArgumentError(
             f"{job.id} is a plain function and compares row by row only.",
@@ -74,20 +79,45 @@ def run(job: Job, *, search: int = 0, matrix: bool = False) -> Result:
     a, b = (_rows(job, similarity, path) for path in job.files)
     if search:
         values, indices = similarity.search(a, b, search)
-        return Result(
-            {"queries": len(values), "corpus": len(b)}, {"indices": indices, "similarities": values}
-        )
-    if not matrix and len(a) != len(b):
+        summary: dict[str, Any] = {"queries": len(values), "corpus": len(b)}
+        arrays = {"indices": indices, "similarities": values}
+    elif not matrix and len(a) != len(b):
         raise ArgumentError(
             f"{job.id} compares row by row: both files need as many rows. Found {len(a)} and "
             f"{len(b)}; `--matrix` compares every pair, `--search K` finds the most alike.",
             argument="files",
         )
-    values = similarity.matrix(a, b) if matrix else similarity(a, b)
-    summary = {"pairs": values.numel(), "mean": float(values.double().mean())}
+    else:
+        values = similarity.matrix(a, b) if matrix else similarity(a, b)
+        summary = {"pairs": values.numel(), "mean": float(values.double().mean())}
+        arrays = {"similarities": values}
     return Result(
-        summary, {"similarities": values}, plot=lambda f: histogram(f, values, "similarity")
+        {**summary, **getattr(similarity, "statistics", {})},
+        arrays,
+        lines=_told(a, b, **arrays) if isinstance(a, list) and isinstance(b, list) else None,
+        plot=lambda figure: histogram(figure, values, "similarity"),
     )
+
+
+def _told(
+    a: Sequence[str], b: Sequence[str], similarities: Tensor, indices: Tensor | None = None
+) -> Iterator[str]:
+    """Yield each text and, indented, those that it was compared with, the most alike first.
+
+    Args:
+        a: The first file's lines.
+        b: The second file's.
+        similarities: Shape ``[a]`` beside each other, ``[a, b]``, or of what was found.
+        indices: Where in ``b`` the found ones are.
+    """
+    if similarities.ndim == 1:
+        similarities, indices = similarities[:, None], torch.arange(len(b))[:, None]
+    elif indices is None:
+        similarities, indices = similarities.sort(dim=1, descending=True, stable=True)
+    for line, values, places in zip(a, similarities.tolist(), indices.tolist(), strict=True):
+        yield line
+        for value, place in zip(values, places, strict=True):
+            yield f"{value:>12.4g}  {place:>6}  {b[place]}"
 
 
 def _rows(job: Job, similarity: Any, path: str) -> Tensor | Sequence[str]:
