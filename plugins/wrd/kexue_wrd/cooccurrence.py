@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,25 +20,35 @@ _DENSE = 400
 
 
 def fit_vectors(
-    texts: Sequence[Sequence[str]], *, dimensions: int = 100, window: int = 5
+    texts: Sequence[Sequence[str]],
+    *,
+    dimensions: int = 100,
+    window: int = 5,
+    norms: Literal["information", "factors"] = "information",
 ) -> WordVectors:
     """Return vectors of the words of a corpus, from which words occur near which.
 
     Positive pointwise mutual information max(0, log p(w, c) / (p(w) p(c))) of words at most
-    ``window`` apart in a text, factorised by a truncated SVD; the vectors are U sqrt(S) (Levy,
-    Goldberg and Dagan 2015). Words are in lower case. A word without a neighbour, or outside what
-    the dimensions hold, has no vector. The same corpus gives the same vectors.
+    ``window`` apart in a text, factorised by a truncated SVD; the directions are those of
+    U sqrt(S) (Levy, Goldberg and Dagan 2015). Words are in lower case. A word without a neighbour,
+    or outside what the dimensions hold, has no vector. The same corpus gives the same vectors.
+
+    In word2vec and GloVe the norm says how much a word matters, and the word rotator's distance
+    weighs words by it. The norms of U sqrt(S) do the contrary: frequent words have the longest. So
+    the norm is set to the word's information, -log p(w) in nats.
 
     Args:
         texts: The tokens of each text.
         dimensions: The length of the vectors, at most the number of words.
         window: How far a neighbour is away at most.
+        norms: ``"information"``, or ``"factors"`` for U sqrt(S) as it is.
 
     Returns:
         The vectors, float64.
 
     Raises:
-        ArgumentError: If no two words occur near each other, or an argument is less than 1.
+        ArgumentError: If no two words occur near each other, ``dimensions`` or ``window`` is less
+            than 1, or ``norms`` is unknown.
 
     Example:
         >>> from kexue_wrd import fit_vectors
@@ -48,6 +59,10 @@ def fit_vectors(
     for name, value in (("dimensions", dimensions), ("window", window)):
         if value < 1:
             raise ArgumentError(f"`{name}` must be at least 1. Found {value}.", argument=name)
+    if norms not in {"information", "factors"}:
+        raise ArgumentError(
+            f"`norms` must be 'information' or 'factors'. Found {norms!r}.", argument="norms"
+        )
     lowered = [[word.lower() for word in text] for text in texts]
     words = sorted({word for text in lowered for word in text})
     information = _ppmi(lowered, {word: i for i, word in enumerate(words)}, window)
@@ -58,9 +73,14 @@ def fit_vectors(
             argument="texts",
         )
     vectors = _factorised(information, min(dimensions, len(words)))
-    norms = np.linalg.norm(vectors, axis=1)
-    kept = np.flatnonzero(norms > 1e-8 * norms.max())
-    return WordVectors([words[i] for i in kept], torch.from_numpy(vectors[kept]))
+    lengths = np.linalg.norm(vectors, axis=1)
+    kept = np.flatnonzero(lengths > 1e-8 * lengths.max())
+    vectors, words = vectors[kept], [words[i] for i in kept]
+    if norms == "information":
+        counts = Counter(word for text in lowered for word in text)
+        share = np.array([counts[word] for word in words]) / counts.total()
+        vectors = vectors * (-np.log(share) / lengths[kept])[:, None]
+    return WordVectors(words, torch.from_numpy(vectors))
 
 
 def _ppmi(texts: Sequence[Sequence[str]], places: dict[str, int], window: int) -> Any:

@@ -219,7 +219,8 @@ def test_words_of_like_company_are_near() -> None:
 
 
 def test_the_vectors_factorise_the_mutual_information() -> None:
-    found = fit_vectors([["a", "b", "c"], ["a", "b"], ["c", "d"]], dimensions=4, window=1)
+    texts = [["a", "b", "c"], ["a", "b"], ["c", "d"]]
+    found = fit_vectors(texts, dimensions=4, window=1, norms="factors")
     counts = np.array([[0, 2, 0, 0], [2, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=float)
     margins = counts.sum(0)
     with np.errstate(divide="ignore"):
@@ -227,6 +228,11 @@ def test_the_vectors_factorise_the_mutual_information() -> None:
     squares = wanted @ wanted.T  # U S U' squared: what is known of U sqrt(S), whatever its signs
     gram = (found.vectors @ found.vectors.T).numpy()
     np.testing.assert_allclose(gram @ gram, squares, atol=1e-12)
+    informed = fit_vectors(texts, dimensions=4, window=1).vectors
+    unit = torch.nn.functional.normalize
+    torch.testing.assert_close(unit(informed), unit(found.vectors))
+    shares = np.array([2, 2, 2, 1]) / 7
+    np.testing.assert_allclose(informed.norm(dim=1).numpy(), -np.log(shares))
 
 
 def test_texts_do_not_run_into_each_other() -> None:
@@ -259,3 +265,5 @@ def test_nothing_to_learn_from(texts: list[list[str]]) -> None:
 def test_rejects_sizes(name: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}` must be at least 1. Found 0"):
         fit_vectors(TEXTS, **{name: 0})
+    with pytest.raises(ArgumentError, match=r"'information' or 'factors'\. Found 'l2'"):
+        fit_vectors(TEXTS, norms="l2")  # type: ignore[arg-type]
