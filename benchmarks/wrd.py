@@ -8,8 +8,9 @@ Distances are compared with the peer's before the clock starts.
 
 Floor: a search must read the costs of a query's words to those of the corpus's words once per
 document's word, some million numbers, and solve k problems of some ten microseconds each: about
-2 ms a query on 10 000 documents. Ours takes ten times that: half in the bounds, which are three
-passes through memory, half in the four problems per neighbour that the bounds cannot exclude.
+2 ms a query on 10 000 documents. Ours takes more than ten times that: half in the bounds, which
+are three passes through memory, half in sharpening some hundred of them per query and in the three
+problems per neighbour that they cannot exclude.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ class WordRotatorSimilarity(TransportSimilarity):
 
     The distance is the least cost of turning the words of one text into those of the other, where
     a word weighs the norm of its vector and a turn costs 1 - cos; see :func:`~kexue_wrd.wrd`.
-    Choose it where frequent words have short vectors, as in word2vec, GloVe and PPMI: stop words
+    Choose it where the words that matter have long vectors, as in word2vec and GloVe: stop words
     then weigh little by themselves. A zero vector is an unknown word.
 
     Deviations from the post: none.

@@ -264,6 +264,6 @@ def test_nothing_to_learn_from(texts: list[list[str]]) -> None:
 @pytest.mark.parametrize("name", ["dimensions", "window"])
 def test_rejects_sizes(name: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}` must be at least 1. Found 0"):
-        fit_vectors(TEXTS, **{name: 0})
+        fit_vectors(TEXTS, **{name: 0})  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"'information' or 'factors'\. Found 'l2'"):
         fit_vectors(TEXTS, norms="l2")  # type: ignore[arg-type]
