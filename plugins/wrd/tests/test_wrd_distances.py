@@ -158,3 +158,14 @@ def test_rejects_counts() -> None:
         wmd(x, x, x_counts=torch.ones(3))
     with pytest.raises(ArgumentError, match="`y_counts` must be finite and not negative"):
         wmd(x, x, y_counts=torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own; graph breaks are allowed
+@pytest.mark.parametrize("distance", [wmd, wrd])
+def test_compiles(distance: Distance) -> None:
+    x, y = words(3, 0).requires_grad_(), words(4, 1)
+    torch.compiler.reset()
+    found = torch.compile(distance, backend="aot_eager")(x, y)
+    torch.testing.assert_close(found, distance(x, y))
+    slopes = [torch.autograd.grad(value, x)[0] for value in (found, distance(x, y))]
+    torch.testing.assert_close(*slopes)
