@@ -16,6 +16,8 @@ https://arxiv.org/abs/2102.03902.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -157,7 +159,13 @@ def _inverted(
 ) -> Tensor:
     """Return softmax(s Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
     exact = torch.promote_types(pooled.dtype, torch.float32)
-    with torch.autocast(pooled.device.type, enabled=False):
+    with _without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
         matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
         return torch.bmm(iterate(matrix, iterations), y).view_as(pooled).to(pooled.dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Keep matrix products in the type of their factors, on devices that could change it."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()

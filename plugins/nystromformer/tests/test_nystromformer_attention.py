@@ -1,0 +1,292 @@
+"""Nyström attention, against dense matrices, one row and one head at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from kexue.core import ArgumentError
+from kexue_nystromformer import nystrom_attention, pseudo_inverse
+
+LENGTHS = (13, 7, 4, 3, 1, 0)
+
+
+def sequences(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(3))
+    return q, k, v
+
+
+def ragged(lengths: tuple[int, ...] = LENGTHS) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def attention_mask(mask: Tensor) -> Tensor:
+    return mask[:, None, None, :]
+
+
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, m: int, *, iterations: int = 6, middle: bool = True
+) -> Tensor:
+    """One sequence of one head, ``[time, feature]``, with all matrices written out."""
+    n, d = q.shape
+    scores = d**-0.5 * q @ k.T
+    if n <= m:
+        return scores.softmax(-1) @ v
+    cuts = [i * (n // m) + max(0, i - (m - n % m)) for i in range(m + 1)]
+    pool = torch.zeros(m, n, dtype=q.dtype)
+    for i, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        pool[i, start:end] = 1 / (end - start)
+    left = (d**-0.5 * q @ (pool @ k).T).softmax(-1)
+    centre = (d**-0.5 * (pool @ q) @ (pool @ k).T).softmax(-1)
+    right = (d**-0.5 * (pool @ q) @ k.T).softmax(-1)
+    inverse = pseudo_inverse(centre, iterations) if middle else torch.eye(m, dtype=q.dtype)
+    return left @ inverse @ right @ v
+
+
+def dense_batch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, m: int, **how: Any) -> Tensor:
+    out = torch.zeros_like(v)
+    for b in range(len(q)):
+        real = mask[b].nonzero()[:, 0]
+        for h in range(q.shape[1]):
+            out[b, h, real] = dense(q[b, h, real], k[b, h, real], v[b, h, real], m, **how)
+    return out
+
+
+@pytest.mark.parametrize("num_landmarks", [1, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("how", [{}, {"iterations": 2}, {"middle": False}])
+def test_is_the_product_of_dense_matrices(num_landmarks: int, how: dict[str, Any]) -> None:
+    q, k, v = sequences(len(LENGTHS), 2, max(LENGTHS), 3)
+    settings_ = {"num_landmarks": num_landmarks, "iterations": how.get("iterations", 6)}
+    settings_["middle_matrix"] = how.get("middle", True)
+    every = torch.ones(len(LENGTHS), max(LENGTHS), dtype=torch.bool)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, **settings_), dense_batch(q, k, v, every, num_landmarks, **how)
+    )
+    mask = ragged()
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, attention_mask(mask), **settings_),
+        dense_batch(q, k, v, mask, num_landmarks, **how),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 12), st.integers(1, 8), st.data())
+def test_masks_of_any_pattern(time: int, num_landmarks: int, data: st.DataObject) -> None:
+    rows = st.lists(st.booleans(), min_size=time, max_size=time)
+    mask = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=4)))
+    q, k, v = sequences(len(mask), 2, time, 3, seed=time)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, attention_mask(mask), num_landmarks=num_landmarks),
+        dense_batch(q, k, v, mask, num_landmarks),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_landmarks", [13, 64])
+def test_is_exact_where_landmarks_cover_the_sequence(
+    dtype: torch.dtype, num_landmarks: int
+) -> None:
+    q, k, v = sequences(6, 4, 13, 8, dtype=dtype)
+    mask = ragged()
+    found = nystrom_attention(q, k, v, attention_mask(mask), num_landmarks=num_landmarks)
+    for b, n in enumerate(LENGTHS):
+        wanted = F.scaled_dot_product_attention(
+            q[b : b + 1, :, :n], k[b : b + 1, :, :n], v[b : b + 1, :, :n]
+        )
+        torch.testing.assert_close(found[b : b + 1, :, :n], wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, num_landmarks=num_landmarks),
+        F.scaled_dot_product_attention(q, k, v),
+    )
+
+
+def test_a_short_row_beside_a_long_one_is_exact() -> None:
+    """The fall-back is decided row by row, also where the batch is longer than the landmarks."""
+    q, k, v = sequences(2, 2, 40, 8, dtype=torch.float32)
+    mask = ragged((40, 16))
+    found = nystrom_attention(q, k, v, attention_mask(mask), num_landmarks=16)
+    wanted = F.scaled_dot_product_attention(q[1:, :, :16], k[1:, :, :16], v[1:, :, :16])
+    torch.testing.assert_close(found[1:, :, :16], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("garbage", [1e30, float("inf"), float("nan")])
+def test_padding_is_not_seen_whatever_it_holds(garbage: float) -> None:
+    mask = ragged()
+    clean = sequences(len(LENGTHS), 2, max(LENGTHS), 3)
+    dirty = [x.masked_fill(~mask[:, None, :, None], garbage).requires_grad_() for x in clean]
+    wanted = nystrom_attention(*clean, attention_mask(mask), num_landmarks=4)
+    found = nystrom_attention(*dirty, attention_mask(mask), num_landmarks=4)
+    assert torch.equal(found, wanted)
+    assert torch.equal(found.masked_select(~mask[:, None, :, None]).unique(), torch.zeros(1))
+    found.square().sum().backward()
+    for x in dirty:
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+        assert not x.grad.masked_select(~mask[:, None, :, None]).any()
+
+
+def test_rows_do_not_see_each_other() -> None:
+    q, k, v = sequences(3, 2, 50, 8, dtype=torch.float32)
+    q[0] *= 30  # a peaked row, whose norms are far from those of the others
+    together = nystrom_attention(q, k, v, num_landmarks=8)
+    for b in range(3):
+        alone = nystrom_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], num_landmarks=8)
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_landmarks", [3, 9])
+def test_gradient(masked: bool, num_landmarks: int) -> None:
+    inputs = [x.requires_grad_() for x in sequences(2, 1, 7, 2)]
+    mask = attention_mask(ragged((7, 4))) if masked else None
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: nystrom_attention(q, k, v, mask, num_landmarks=num_landmarks), inputs
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_and_finite(dtype: torch.dtype) -> None:
+    q, k, v = (2 * x for x in sequences(2, 2, 100, 16, dtype=torch.float32))
+    mask = attention_mask(ragged((100, 33)))
+    for given_mask in (None, mask):
+        exact = nystrom_attention(q, k, v, given_mask, num_landmarks=16)
+        half = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        found = nystrom_attention(*half, given_mask, num_landmarks=16)
+        assert found.dtype == dtype
+        assert float((found.detach().float() - exact).norm() / exact.norm()) < 0.03
+        found.float().square().sum().backward()
+        assert all(x.grad is not None and x.grad.isfinite().all() for x in half)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_scores_are_finite(dtype: torch.dtype) -> None:
+    q, k, v = sequences(2, 2, 60, 8, dtype=torch.float32)
+    same = torch.ones_like(q)
+    for a, b in ((100 * q, 100 * k), (same, same), (0 * q, 0 * k)):
+        found = nystrom_attention(a.to(dtype), b.to(dtype), v.to(dtype), num_landmarks=8)
+        assert found.isfinite().all()
+
+
+def test_equal_positions_give_the_mean() -> None:
+    _, _, v = sequences(1, 2, 60, 8)
+    same = torch.ones_like(v)
+    found = nystrom_attention(same, same, v, num_landmarks=8)
+    torch.testing.assert_close(found, v.mean(2, keepdim=True).expand_as(v))
+
+
+def test_without_the_middle_matrix_weights_are_a_distribution() -> None:
+    q, k, _ = sequences(1, 2, 30, 8)
+    identity = torch.eye(30, dtype=torch.float64).expand(1, 2, 30, 30)
+    weights = nystrom_attention(q, k, identity, num_landmarks=4, middle_matrix=False)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 2, 30, dtype=torch.float64))
+
+
+def test_scale() -> None:
+    q, k, v = sequences(1, 2, 30, 8)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, scale=0.7, num_landmarks=4),
+        nystrom_attention(q * 0.7 * 8**0.5, k, v, num_landmarks=4),
+    )
+
+
+def test_values_may_have_another_width() -> None:
+    q, k, v = sequences(2, 2, 30, 8)
+    for width in (1, 3, 20):
+        wide = torch.cat([v, v, v], -1)[..., :width]
+        found = nystrom_attention(q, k, wide, num_landmarks=4)
+        whole = nystrom_attention(q, k, torch.cat([v, v, v], -1), num_landmarks=4)
+        torch.testing.assert_close(found, whole[..., :width])
+
+
+def test_one_mask_serves_all_rows() -> None:
+    q, k, v = sequences(3, 2, 20, 4)
+    mask = attention_mask(torch.arange(20)[None] < 15)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, mask, num_landmarks=4),
+        nystrom_attention(q, k, v, mask.expand(3, -1, -1, -1), num_landmarks=4),
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 20, 4), (2, 0, 20, 4), (2, 2, 0, 4), (2, 2, 1, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_nothing_and_one_position(shape: tuple[int, ...], masked: bool) -> None:
+    q, k, v = sequences(*shape)
+    mask = torch.ones(shape[0], 1, 1, shape[2], dtype=torch.bool) if masked else None
+    found = nystrom_attention(q, k, v, mask, num_landmarks=4)
+    assert found.shape == shape
+    if shape[2] == 1:
+        torch.testing.assert_close(found, v)
+
+
+def test_views_and_meta_tensors() -> None:
+    q, k, v = (x.transpose(1, 2) for x in sequences(2, 30, 4, 8))
+    wanted = nystrom_attention(q.contiguous(), k.contiguous(), v.contiguous(), num_landmarks=7)
+    torch.testing.assert_close(nystrom_attention(q, k, v, num_landmarks=7), wanted)
+    on_meta = (x.to("meta") for x in (q, k, v))
+    assert nystrom_attention(*on_meta, num_landmarks=7).shape == wanted.shape
+
+
+def test_autocast_keeps_the_inverse_in_float32() -> None:
+    q, k, v = sequences(2, 2, 100, 16, dtype=torch.float32)
+    exact = nystrom_attention(q, k, v, num_landmarks=16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = nystrom_attention(q, k, v, num_landmarks=16)
+    assert float((found.float() - exact).norm() / exact.norm()) < 0.02
+
+
+def test_compiles_without_graph_breaks() -> None:
+    q, k, v = sequences(2, 2, 30, 4)
+    mask = attention_mask(ragged((30, 9)))
+    torch.compiler.reset()
+    compiled: Any = torch.compile(nystrom_attention, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(q, k, v, mask, num_landmarks=4),
+        nystrom_attention(q, k, v, mask, num_landmarks=4),
+    )
+
+
+Q, K, V = sequences(2, 3, 5, 4, dtype=torch.float32)
+MASK = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((Q, K, V), {"is_causal": True}, "`is_causal` of nystrom_attention must be False: landm"),
+        ((Q, K, V), {"dropout_p": 0.1}, "`dropout_p` of nystrom_attention must be 0: .* Found 0.1"),
+        ((Q, K[:, :, :3], V[:, :, :3]), {}, "`key` .* as many positions as `query`, 5. Found 3; f"),
+        ((Q, K[..., :2], V), {}, r"`key` .* the shape of `query`, \[2, 3, 5, 4\]. Found"),
+        ((Q, K[0], V), {}, r"`key` .* the shape of `query`, \[2, 3, 5, 4\]. Found \[3, 5, 4\]"),
+        ((Q, K, V[:1]), {}, r"`value` .* must have shape .* Found \[1, 3, 5, 4\]"),
+        ((Q, K, V.double()), {}, "`value` .* the dtype of `query`, torch.float32. Found torch.fl"),
+        ((Q[0], K[0], V[0]), {}, r"`query` .* \[batch, head, time, feature\] .* Found .*\[3, 5, 4"),
+        ((Q.int(), K, V), {}, "`query` .* must be floating-point .* Found torch.int32"),
+        ((Q[..., :0], K[..., :0], V), {}, "`query` .* at least one feature"),
+        ((Q, K, V, MASK.float()), {}, "`attn_mask` .* must be bool, .* Found torch.float32; sco"),
+        (
+            (Q, K, V, MASK[:, 0, 0]),
+            {},
+            r"`attn_mask` .* Found \[2, 5\]; `mask\[:, None, None, :\]`",
+        ),
+        ((Q, K, V, MASK.expand(2, 1, 5, 5)), {}, "`attn_mask` .* the same for all heads and quer"),
+        ((Q, K, V, MASK[..., :4]), {}, "`attn_mask` .* must have shape"),
+        ((Q, K, V), {"num_landmarks": 0}, "`num_landmarks` .* at least 1. Found 0"),
+        ((Q, K, V), {"num_landmarks": 2.5}, "`num_landmarks` .* whole number .* Found 2.5"),
+        ((Q, K, V), {"iterations": -1}, "`iterations` .* at least 0. Found -1"),
+    ],
+)
+def test_rejects(arguments: tuple[Tensor, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message) as caught:
+        nystrom_attention(*arguments, **options)
+    assert f"`{caught.value.argument}`" in str(caught.value)
