@@ -64,7 +64,7 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
 
 
 def _split(joined: Tensor) -> list[Tensor]:
-    return [x.unflatten(2, (-1, _WIDTH)).transpose(1, 2) for x in joined.chunk(3, 2)]
+    return [torch.unflatten(x, 2, (-1, _WIDTH)).transpose(1, 2) for x in joined.chunk(3, 2)]
 
 
 def _ours(joined: Tensor) -> Tensor:

@@ -53,15 +53,15 @@ def even_means(features: Tensor, num_segments: int) -> Tensor:
     """Return the means of ``[batch, head, time, feature]`` where every position is real."""
     short, rest = divmod(features.shape[2], num_segments)
     if not rest:
-        return features.unflatten(2, (num_segments, short)).mean(3)
-    first, last = features.split([(num_segments - rest) * short, rest * (short + 1)], 2)
-    return torch.cat(
-        [
-            first.unflatten(2, (num_segments - rest, short)).mean(3),
-            last.unflatten(2, (rest, short + 1)).mean(3),
-        ],
-        2,
-    )
+        return _equal_means(features, num_segments)
+    length = rest * (short + 1)
+    first = features.narrow(2, 0, features.shape[2] - length)
+    last = features.narrow(2, features.shape[2] - length, length)
+    return torch.cat([_equal_means(first, num_segments - rest), _equal_means(last, rest)], 2)
+
+
+def _equal_means(features: Tensor, num_segments: int) -> Tensor:
+    return torch.unflatten(features, 2, (num_segments, -1)).mean(3)
 
 
 def segment_means(

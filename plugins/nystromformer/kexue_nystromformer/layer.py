@@ -171,7 +171,8 @@ class NystromAttention(Layer):
             features = features.masked_fill(hidden, 0)
         projected = F.linear(features, self.in_proj_weight, self.in_proj_bias)
         query, key, value = (
-            x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected.chunk(3, 2)
+            torch.unflatten(x, 2, (self.num_heads, -1)).transpose(1, 2)
+            for x in projected.chunk(3, 2)
         )
         out = attend(
             query,
@@ -186,7 +187,7 @@ class NystromAttention(Layer):
             if mask is not None:
                 value = value.masked_fill(~mask[:, None, :, None], 0)
             out = out + self.conv(value)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         return out if hidden is None else out.masked_fill(hidden, 0)
 
     @classmethod

@@ -70,7 +70,9 @@ def test_converting_copies_and_keeps_mode_and_type() -> None:
 
 @pytest.mark.parametrize("options", [{"kdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_refuses_to_convert_what_it_has_not(options: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match="`attention` of NystromAttention.from_multihead must"):
+    with pytest.raises(
+        ArgumentError, match=r"`attention` of NystromAttention\.from_multihead must"
+    ):
         NystromAttention.from_multihead(nn.MultiheadAttention(8, 2, **options))
 
 
@@ -79,7 +81,7 @@ def test_is_projections_around_the_function() -> None:
     features, mask = padded()
     q, k, v = (
         x.reshape(4, 20, 2, 4).transpose(1, 2)
-        for x in F.linear(features, layer.in_proj_weight, layer.in_proj_bias).split(8, -1)
+        for x in F.linear(features, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
     )
     heads = nystrom_attention(q, k, v, mask[:, None, None], num_landmarks=4)
     wanted = layer.out_proj(heads.transpose(1, 2).reshape(4, 20, 8)) * mask[..., None]
@@ -90,6 +92,7 @@ def test_is_projections_around_the_function() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padded_is_unpadded(conv_kernel: int | None, side: str) -> None:
     layer = NystromAttention(8, 2, num_landmarks=4, conv_kernel=conv_kernel)
+    assert layer.in_proj_bias is not None
     nn.init.normal_(layer.in_proj_bias)  # what would show at padding
     features, mask = padded()
     if side == "left":
