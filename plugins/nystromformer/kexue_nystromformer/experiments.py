@@ -146,7 +146,7 @@ def _plot_iterations(means: Mapping[str, Sequence[float]], limit: float, canvas:
     for (name, errors), colour in zip(means.items(), ("#3465a4", "#cc0000"), strict=True):
         axes.plot(_ITERATIONS, errors, "o-", label=name, color=colour)
     axes.axhline(limit, ls="--", color="#cc0000", label=f"{_WIDTH} landmarks, true inverse")
-    axes.set(xlabel="iterations", ylabel="relative error", yscale="log")
+    axes.set(xlabel="iterations", ylabel="relative error", yscale="log", xticks=_ITERATIONS)
     axes.legend()
 
 
@@ -275,7 +275,7 @@ def training(context: Context) -> Report:
     """Train the same classifier with exact attention and with few landmarks."""
     data = digits()
     images, labels = torch.from_numpy(data.images).flatten(1), torch.from_numpy(data.labels)
-    epochs = context.pick(6, 1)
+    epochs = context.pick(6, 2)
     kinds = {"softmax attention": 64, "16 landmarks": 16}
     curves: dict[str, list[list[float]]] = {name: [] for name in kinds}
     with context.progress.task("digits", len(kinds) * len(context.seeds)) as bar:
@@ -340,8 +340,8 @@ def _plot_training(curves: Mapping[str, Sequence[Sequence[float]]], canvas: Canv
     for name, runs in curves.items():
         values = torch.tensor(runs)
         epochs = range(1, values.shape[1] + 1)
-        (line,) = axes.plot(epochs, values.mean(0), label=name)
+        (line,) = axes.plot(epochs, values.mean(0), "o-", label=name)
         low, high = values.amin(0), values.amax(0)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, lw=0)
-    axes.set(xlabel="epoch", ylabel="accuracy, mean and range over seeds")
+    axes.set(xlabel="epoch", ylabel="accuracy, mean and range over seeds", xticks=list(epochs))
     axes.legend()

@@ -130,9 +130,7 @@ def test_prints_json(tmp_path: Path) -> None:
     ("array", "setting", "message"),
     [
         (np.zeros((3, 4)), "num_heads=2", "`features` in x.npy must have 3 axes"),
-        (np.full((1, 3, 4), np.nan), "num_heads=2", "must not hold NaN"),
         (np.zeros((1, 3, 4)), "num_heads=3", "`num_heads` of NystromAttention must divide"),
-        (np.zeros((1, 3, 4)), "num_landmark=3", "num_landmarks"),
     ],
 )
 def test_says_what_is_wrong(array: np.ndarray, setting: str, message: str, tmp_path: Path) -> None:
