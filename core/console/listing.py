@@ -167,7 +167,9 @@ def sections(description: Description) -> list[tuple[str, list[str], list[list[s
 
 
 def usage(description: Description) -> str:
-    """Return the command that runs a component on files."""
+    """Return the command that runs a component on files, or as it was fitted."""
+    if "needs_fitting" in description.capabilities:
+        return f"kexue run {description.component.id} --model model/"
     files = " ".join(
         f"[{i.name}={i.name}.npy]" if i.optional else f"{i.name}.npy"
         for i in description.inputs

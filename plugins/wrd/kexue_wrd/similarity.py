@@ -179,7 +179,7 @@ class TransportSimilarity(Similarity):
         index = TransportIndex(self.geometry, prepared.vectors, prepared.bags[1])
         found = index.search(prepared.bags[0], k)
         for i, same in self._equal_but_unknown(prepared).items():
-            rest = [j for j in range(len(corpus)) if j not in set(same)]
+            rest = sorted(set(range(len(corpus))) - set(same))
             found.indices[i] = torch.tensor([*same, *rest][:k])
             found.distances[i, : len(same)] = 0.0
         self._report(prepared, len(queries) * len(corpus), found.solved)
