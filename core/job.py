@@ -121,10 +121,19 @@ class Job:
         torch.manual_seed(self.seed)
         built = self.factory(**self.fitting(**defaults))
         if self.weights is not None:
-            self._load_weights(built)
+            self.load_weights(built)
         return built.to(self.device, self.dtype) if isinstance(built, torch.nn.Module) else built
 
-    def _load_weights(self, module: Any) -> None:
+    def load_weights(self, module: Any) -> None:
+        """Load the file of ``--weights`` into a module.
+
+        Args:
+            module: The component, or whatever else the kind builds from the call.
+
+        Raises:
+            ArgumentError: If it is no module.
+            FileFormatError: If the file does not hold its weights.
+        """
         import torch
 
         from kexue.core.errors import FileFormatError
@@ -194,6 +203,8 @@ class Result:
         arrays: Tensors or arrays by name, the most important first; what ``-o`` writes.
         lines: Text, one item a line; may be a generator, and is then written as it comes.
         plot: Draws the result into an empty figure.
+        page: Returns the result as a self-contained HTML page, for pictures that are text; what
+            ``--plot FILE.html`` writes.
         files: Files that the run has written itself.
     """
 
@@ -201,4 +212,5 @@ class Result:
     arrays: dict[str, Any] = field(default_factory=dict)
     lines: Iterable[str] | Iterator[str] | None = None
     plot: Callable[[Figure], None] | None = None
+    page: Callable[[], str] | None = None
     files: tuple[Path, ...] = ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -331,15 +332,12 @@ def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Pa
         ArgumentError: If there is nothing to write, or no picture of the result.
     """
     from kexue.core.files import ARRAY_SUFFIXES, write_arrays, write_lines
-    from kexue.core.plots import PLOT_SUFFIXES, check_plot, write_plot
+    from kexue.core.plots import PLOT_SUFFIXES
 
     written = list(result.files)
     if plot is None and out is not None and out.suffix.lower() in PLOT_SUFFIXES:
         out, plot = None, out
-    if plot is not None:
-        if result.plot is None:
-            raise ArgumentError("There is nothing to plot of this result.", argument="plot")
-        check_plot(plot)
+    draw = _drawing(result, plot) if plot is not None else None
     if out is not None and not result.files:
         as_array = result.arrays and out.suffix.lower() in set(ARRAY_SUFFIXES) - {".txt"}
         if result.lines is not None and not as_array:
@@ -350,10 +348,26 @@ def write_result(result: Result, out: Path | None, plot: Path | None) -> list[Pa
             raise ArgumentError("There is nothing to write of this result.", argument="out")
         result.lines = None
         written.append(out)
-    if plot is not None and result.plot is not None:
-        write_plot(plot, result.plot)
+    if plot is not None and draw is not None:
+        draw()
         written.append(plot)
     return written
+
+
+def _drawing(result: Result, plot: Path) -> Callable[[], None]:
+    """Return what writes the picture, once the place was found to be good."""
+    from kexue.core.plots import check_plot, write_plot
+    from kexue.core.writing import atomic_write, check_place
+
+    draw, page = result.plot, result.page
+    if page is not None and plot.suffix.lower() == ".html":
+        check_place(plot)
+        return lambda: atomic_write(plot, page())
+    if draw is None:
+        hint = " Name an .html file." if page is not None else ""
+        raise ArgumentError(f"There is nothing to plot of this result.{hint}", argument="plot")
+    check_plot(plot)
+    return lambda: write_plot(plot, draw)
 
 
 def result_json(job: Job, result: Result, written: Sequence[Path]) -> dict[str, Any]:
@@ -421,6 +435,8 @@ def write_example(registry: Registry, name: str, folder: Path) -> str:
             words.append(f"{key}={files[key]}" if optional[key] else str(files[key]))
         elif isinstance(value, str):
             words.append(value)
+        elif inspect.isroutine(value):
+            words.append(f"{value.__module__}:{value.__qualname__}")
     for key, value in example.params.items():
         words += ["--set", f"{key}={_as_text(value)}"]
     return shlex.join(words)

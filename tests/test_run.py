@@ -607,12 +607,23 @@ def test_writes_plots(registry: Registry, files: list[str], tmp_path: Path, suff
     assert plot.read_bytes().startswith(beginnings[suffix.lower()])
 
 
+def test_writes_a_page(tmp_path: Path) -> None:
+    place = tmp_path / "page.HTML"
+    assert write_result(Result(page=lambda: "<p>é</p>"), None, place) == [place]
+    assert place.read_text(encoding="utf-8") == "<p>é</p>"
+    with refused(r"nothing to plot of this result\. Name an \.html file\.", argument="plot"):
+        write_result(Result(page=lambda: "text"), None, tmp_path / "a.png")
+    with refused("folder", FileFormatError, path=tmp_path / "x" / "a.html"):
+        write_result(Result(page=lambda: "text"), None, tmp_path / "x" / "a.html")
+
+
 def test_writes_nothing_when_the_plot_cannot_be(
     registry: Registry, files: list[str], tmp_path: Path
 ) -> None:
     _, result = execute(registry, Request("scaled", files=files))
     for plot, words in (
         ("a.gif", "must end in one of .png .svg .pdf. Found '.gif'"),
+        ("a.html", "must end in one of .png .svg .pdf. Found '.html'"),
         ("x/a.png", "folder"),
     ):
         with refused(words, FileFormatError, path=tmp_path / plot):
@@ -669,6 +680,24 @@ def test_an_example_of_text_is_lines(registry: Registry, tmp_path: Path) -> None
     command = write_example(registry, "echo/plain", tmp_path)
     assert command == f"kexue run echo/plain {tmp_path}/text.txt --set times=2"
     assert (tmp_path / "text.txt").read_text() == "eins\nzwei drei\n"
+
+
+class Calling(Echo):
+    """Its example is called with a function."""
+
+    @classmethod
+    def example(cls, *, generator: object = None) -> Example:
+        del generator
+        return Example({}, {"text": plain})
+
+
+def test_an_example_names_functions_by_their_target(registry: Registry, tmp_path: Path) -> None:
+    component = Component("echo", "calling", f"{__name__}:Calling", "Calls a function.")
+    registry.register([component], slug="calling", owner="calling")
+    assert write_example(registry, "calling", tmp_path) == (
+        f"kexue run echo/calling {__name__}:plain"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_example_never_replaces_other_files(registry: Registry, tmp_path: Path) -> None:
