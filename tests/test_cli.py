@@ -16,7 +16,10 @@ import pytest
 from rich.cells import cell_len
 
 import kexue.cli
+from kexue.core.component import Component
+from kexue.core.console.listing import usage
 from kexue.core.console.output import print_json
+from kexue.core.describe import Description, Input
 from kexue.core.registry import registry
 
 if TYPE_CHECKING:
@@ -225,6 +228,23 @@ def test_lists_nothing_in_words(kexue: Kexue, monkeypatch: pytest.MonkeyPatch) -
     assert kexue("list", "experiments").out == f"No experiments are installed. {hint}"
     assert kexue("list", "--all", "--tag", "x").out == "No components match.\n"
     assert json.loads(kexue("list", "--json").out) == {"schema": 1, "components": [], "broken": []}
+
+
+def test_usage_names_what_is_no_tensor_in_capitals() -> None:
+    rows = [
+        Input("model", "Callable[..., Tensor]", "", (), False, ""),
+        Input("x", "Float[Tensor, 'batch']", "float", ("batch",), False, ""),
+        Input("mask", "Bool[Tensor, 'batch']", "bool", ("batch",), True, ""),
+        Input("count", "int", "", (), False, ""),
+        Input("extra", "Any", "", (), True, ""),
+    ]
+    component = Component("probe", "x", "a:B", "One.")
+
+    def shown(*inputs: Input) -> str:
+        return usage(Description(component, "", (), inputs, "go", "", "", ()))
+
+    assert shown(*rows) == "kexue run probe/x MODEL x.npy [mask=mask.npy]"
+    assert shown(rows[0]) == "kexue run probe/x FILE"
 
 
 def test_shows_a_component(kexue: Kexue) -> None:

@@ -167,14 +167,22 @@ def sections(description: Description) -> list[tuple[str, list[str], list[list[s
 
 
 def usage(description: Description) -> str:
-    """Return the command that runs a component on files, or as it was fitted."""
+    """Return the command that runs a component on files, or as it was fitted.
+
+    What is needed beside tensors, and is no plain number or text, stands in capitals.
+    """
     if "needs_fitting" in description.capabilities:
         return f"kexue run {description.component.id} --model model/"
     files = " ".join(
-        f"[{i.name}={i.name}.npy]" if i.optional else f"{i.name}.npy"
+        i.name.upper()
+        if not i.dtype
+        else f"[{i.name}={i.name}.npy]"
+        if i.optional
+        else f"{i.name}.npy"
         for i in description.inputs
-        if i.dtype
+        if i.dtype or not (i.optional or i.annotation in {"int", "float", "bool", "str"})
     )
+    files = files if any(i.dtype for i in description.inputs) else ""
     needed = "".join(
         f" --set {p.name}=…"
         for p in description.parameters
