@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from kexue.core import Component, Interface, hookimpl
+from kexue.core import Component, Experiment, Interface, hookimpl
 
 if TYPE_CHECKING:
     from kexue_integrated_gradients.attribution import (
@@ -75,4 +75,29 @@ def kexue_components() -> list[Component]:
             references=(_POST, _PAPER, _COUNTERFACTUALS),
             tags=("interpretability", "saliency", "gradients"),
         )
+    ]
+
+
+@hookimpl
+def kexue_experiments() -> list[Experiment]:
+    """Return what measures the claims."""
+    return [
+        Experiment(
+            "axioms",
+            "kexue_integrated_gradients.experiments:axioms",
+            "Completeness by rule and steps, saturation, and invariance to the wiring.",
+            references=(_POST, _PAPER),
+        ),
+        Experiment(
+            "digits",
+            "kexue_integrated_gradients.experiments:digits_deletion",
+            "Which pixels matter: deleting them by gradient and by integrated gradient.",
+            references=(_POST, _PAPER),
+        ),
+        Experiment(
+            "text",
+            "kexue_integrated_gradients.text_experiment:negative_detection",
+            "A classifier of sentences as in the post: which words decide, and for which class.",
+            references=(_POST,),
+        ),
     ]

@@ -14,7 +14,7 @@ from kexue.core.errors import ArgumentError, KexueError, WorkError
 from kexue.core.job import Progress
 from kexue_integrated_gradients.attribution import Attributions
 from kexue_integrated_gradients.integrated_gradients import CompletenessWarning
-from kexue_integrated_gradients.rows import Rows, Tokens
+from kexue_integrated_gradients.rows import Rows, Tokens, reason
 from kexue_integrated_gradients.scoring import as_index, measuring
 from kexue_integrated_gradients.tokens import Pooling, token_scores
 
@@ -94,7 +94,7 @@ def explain(
                 raise
             except Exception as error:  # a user's model fails in any way
                 raise WorkError(
-                    f"The model failed on inputs of shape {list(inputs.shape)}: {_reason(error)}."
+                    f"The model failed on inputs of shape {list(inputs.shape)}: {reason(error)}."
                 ) from error
             if isinstance(rows, Tokens):
                 found = found._replace(values=token_scores(found.values, pooling))
@@ -116,13 +116,6 @@ def _predicted(model: Callable[..., Any], inputs: Tensor) -> Tensor | None:
             argument="target",
         )
     return outputs.argmax(1)
-
-
-def _reason(error: Exception) -> str:
-    """Return the line of an error that says what is wrong; TorchScript's is the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    line = lines[-1] if "TorchScript" in lines[0] else lines[0]
-    return f"{type(error).__name__}: {line[:300].rstrip('.')}"
 
 
 def _split(found: Attributions, index: Tensor | None) -> Explanations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kexue.core.component import PAD
-from kexue.core.errors import ArgumentError, FileFormatError
+from kexue.core.errors import ArgumentError, FileFormatError, WorkError
 from kexue.core.files import IMAGE_SUFFIXES, read_arrays, read_images, read_lines
 from kexue.core.inputs import read_floats, to_floats
 from kexue.core.job import Job
 from kexue.core.loading import load_target
 
-__all__ = ["Layout", "Rows", "Tokens", "read_rows"]
+__all__ = ["Rows", "Tokens", "read_rows", "reason"]
 
-Layout = Literal["channels-first", "channels-last", "flat"]
 _LAYOUTS = ("channels-first", "channels-last", "flat")
 
 
@@ -153,8 +152,25 @@ def _texts(job: Job, path: str, tokenizer: str) -> Tokens:
             f"Found {type(function).__name__}.",
             argument="tokenizer",
         )
-    pairs = [_encoded(tokenizer, line, function(line)) for line in read_lines(path) if line.strip()]
-    return Tokens([ids for ids, _ in pairs], [tokens for _, tokens in pairs], job.device)
+    ids: list[list[int]] = []
+    texts: list[list[str]] = []
+    for line in read_lines(path):
+        if line.strip():
+            try:
+                found = function(line)
+            except Exception as error:  # a user's function fails in any way
+                raise WorkError(f"{tokenizer} failed on {line[:40]!r}: {reason(error)}.") from error
+            encoded, tokens = _encoded(tokenizer, line, found)
+            ids.append(encoded)
+            texts.append(tokens)
+    return Tokens(ids, texts, job.device)
+
+
+def reason(error: Exception) -> str:
+    """Return the line of an error that says what is wrong; TorchScript's is the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    line = lines[-1] if "TorchScript" in lines[0] else lines[0]
+    return f"{type(error).__name__}: {line[:300].rstrip('.')}"
 
 
 def _encoded(tokenizer: str, line: str, found: Any) -> tuple[list[int], list[str]]:
