@@ -84,19 +84,19 @@ def kexue_experiments() -> list[Experiment]:
     return [
         Experiment(
             "axioms",
-            "kexue_integrated_gradients.experiments:axioms",
+            "kexue_integrated_gradients.experiments.axioms:axioms",
             "Completeness by rule and steps, saturation, and invariance to the wiring.",
             references=(_POST, _PAPER),
         ),
         Experiment(
-            "digits",
-            "kexue_integrated_gradients.experiments:digits_deletion",
+            "deletion",
+            "kexue_integrated_gradients.experiments.deletion:deletion",
             "Which pixels matter: deleting them by gradient and by integrated gradient.",
             references=(_POST, _PAPER),
         ),
         Experiment(
-            "text",
-            "kexue_integrated_gradients.text_experiment:negative_detection",
+            "sentences",
+            "kexue_integrated_gradients.experiments.sentences:sentences",
             "A classifier of sentences as in the post: which words decide, and for which class.",
             references=(_POST,),
         ),

@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -82,15 +82,17 @@ def test_refuses(changed: dict[str, Any], argument: str, words: str) -> None:
 
 
 def test_the_class_refuses_its_settings() -> None:
-    for changed in ({"steps": 0}, {"rule": "x"}, {"max_rows": 0}, {"tolerance": -1}):
+    wrong: list[dict[str, Any]] = [{"steps": 0}, {"rule": "x"}, {"max_rows": 0}]
+    for changed in [*wrong, {"tolerance": -1}]:
         with pytest.raises(ArgumentError, match=f"`{next(iter(changed))}`"):
-            IntegratedGradients(**changed)  # type: ignore[arg-type]
+            IntegratedGradients(**changed)
 
 
 def test_targets_may_be_of_numpy() -> None:
     wanted = integrated_gradients(two, X, target=[0, 1, 1]).values
-    for target in (np.array([0, 1, 1]), torch.tensor([0, 1, 1], dtype=torch.uint8)):
-        found = integrated_gradients(two, X, target=target)  # type: ignore[arg-type]
+    several: list[Any] = [np.array([0, 1, 1]), torch.tensor([0, 1, 1], dtype=torch.uint8)]
+    for target in several:
+        found = integrated_gradients(two, X, target=target)
         torch.testing.assert_close(found.values, wanted)
     single: Any = np.int64(1)
     torch.testing.assert_close(
@@ -249,4 +251,4 @@ def test_nodes_are_in_order_and_weights_add_up(rule: Rule, steps: int) -> None:
 
 def test_an_unknown_rule_is_guessed() -> None:
     with pytest.raises(ArgumentError, match=re.escape("Did you mean 'midpoint'?")):
-        nodes("midpiont", 3)  # type: ignore[arg-type]
+        nodes(cast(Rule, "midpiont"), 3)

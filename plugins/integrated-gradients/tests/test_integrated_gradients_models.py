@@ -52,7 +52,8 @@ def save_exported(path: Path, model: nn.Module, x: Tensor, *, fixed: bool = Fals
 def save_scripted(path: Path, model: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(model).save(str(path))
+        scripted: Any = torch.jit.script(model)
+        scripted.save(str(path))
 
 
 class Evil:

@@ -347,7 +347,8 @@ def test_the_example_runs_as_it_is_written(tmp_path: Path) -> None:
 def test_runs_as_a_command(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(nn.Sequential(nn.Linear(4, 2))).save(str(folder / "m.pt"))
+        scripted: Any = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
+        scripted.save(str(folder / "m.pt"))
     command = [sys.executable, "-m", "kexue.cli", "run", NAME, "m.pt", "x.npy", "--target", "1"]
     command += ["-o", "out.npz", "--plot", "bars.svg"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)

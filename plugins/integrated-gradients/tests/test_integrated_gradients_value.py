@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kexue_integrated_gradients import integrated_gradients
-from kexue_integrated_gradients.quadrature import RULES, Rule
+from kexue_integrated_gradients.quadrature import RULES, Rule, nodes
 
 RULE = pytest.mark.parametrize("rule", RULES)
 
@@ -28,6 +29,11 @@ def network(seed: int = 0, features: int = 6, outputs: int = 3) -> nn.Sequential
 def rows(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def one_output(model: nn.Module, index: int, x: Tensor) -> Tensor:
+    out: Tensor = model(x)[index]
+    return out
 
 
 def loop(
@@ -52,8 +58,6 @@ def loop(
 def test_is_the_sum_of_the_definition(
     rule: Rule, batch: int, steps: int, max_rows: int, seed: int
 ) -> None:
-    from kexue_integrated_gradients.quadrature import nodes
-
     model, x, start = network(), rows(batch, 6, seed=seed), rows(batch, 6, seed=seed + 1)
     target = torch.randint(3, (batch,), generator=torch.Generator().manual_seed(seed))
     found = integrated_gradients(
@@ -61,7 +65,8 @@ def test_is_the_sum_of_the_definition(
     )
     alphas, weights = (torch.from_numpy(a) for a in nodes(rule, steps))
     for i in range(batch):
-        expected = loop(lambda p, i=i: model(p)[target[i]], x[i], start[i], alphas, weights)
+        score = partial(one_output, model, int(target[i]))
+        expected = loop(score, x[i], start[i], alphas, weights)
         torch.testing.assert_close(found.values[i], expected, rtol=1e-10, atol=1e-12)
     outputs = [model(t)[torch.arange(batch), target].detach() for t in (x, start)]
     torch.testing.assert_close([found.outputs, found.baseline_outputs], outputs)
@@ -138,12 +143,11 @@ def test_ignored_inputs_get_nothing() -> None:
 def test_wiring_does_not_matter() -> None:
     """Two hidden units that share a weight are one with the weights added."""
     one = network()
-    twice = nn.Sequential(nn.Linear(6, 32), one[1], nn.Linear(32, 16), *one[3:]).double()
-    with torch.no_grad():
-        twice[0].weight.copy_(one[0].weight.repeat(2, 1))
-        twice[0].bias.copy_(one[0].bias.repeat(2))
-        twice[2].weight.copy_(torch.cat([0.3 * one[2].weight, 0.7 * one[2].weight], 1))
-        twice[2].bias.copy_(one[2].bias)
+    twice = nn.Sequential(nn.Linear(6, 32), one[1], nn.Linear(32, 16), *list(one)[3:]).double()
+    state = one.state_dict()
+    shared = torch.cat([0.3 * state["2.weight"], 0.7 * state["2.weight"]], 1)
+    first = {"0.weight": state["0.weight"].repeat(2, 1), "0.bias": state["0.bias"].repeat(2)}
+    twice.load_state_dict({**state, **first, "2.weight": shared})
     x = rows(5, 6)
     a, b = (integrated_gradients(m, x, target=0, tolerance=9).values for m in (one, twice))
     torch.testing.assert_close(a, b)
@@ -233,7 +237,8 @@ def test_baselines_broadcast(baseline: Any) -> None:
 
 
 def test_a_list_of_baselines_is_averaged() -> None:
-    model, x, starts = network(), rows(3, 6), [0.0, rows(6, seed=1), rows(3, 6, seed=2)]
+    model, x = network(), rows(3, 6)
+    starts: list[Any] = [0.0, rows(6, seed=1), rows(3, 6, seed=2)]
     found = integrated_gradients(model, x, starts, target=0)
     each = [integrated_gradients(model, x, start, target=0) for start in starts]
     for name in found._fields:
