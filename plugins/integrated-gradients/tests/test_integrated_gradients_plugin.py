@@ -132,7 +132,7 @@ def test_the_template_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Mon
 # -- the experiments and the README ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["deletion", "sentences"])
+@pytest.mark.parametrize("name", ["axioms", "deletion", "sentences"])
 def test_experiments_measure_their_claims(name: str) -> None:
     pytest.importorskip("sklearn", reason="carries the digits")
     from kexue.core.loading import load_target
