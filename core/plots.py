@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLOT_SUFFIXES",
     "are_images",
+    "chains",
     "check_plot",
     "curves",
     "draw",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+_BLUE = "#3465a4"
 
 
 def draw(plot: Callable[[Figure], object], *, width: float = 7.0, height: float = 4.0) -> Figure:
@@ -77,16 +79,76 @@ def _values(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
-def histogram(figure: Figure, values: Any, label: str) -> None:
-    """Draw how values are distributed; NaN and infinities are counted in the label."""
+def histogram(figure: Figure, values: Any, label: str, *, weights: Any = None) -> None:
+    """Draw how values are distributed; NaN and infinities are counted in the label.
+
+    Args:
+        figure: An empty figure.
+        values: Numbers.
+        label: What they are.
+        weights: How much each row of ``values`` counts; all alike by default.
+    """
     import numpy as np
 
-    numbers = _values(values).ravel()
-    shown = numbers[np.isfinite(numbers)]
+    table = _values(values)
+    numbers = table.ravel()
+    finite = np.isfinite(numbers)
+    shown = numbers[finite]
     left_out = len(numbers) - len(shown)
+    counts = None
+    if weights is not None:
+        counts = np.repeat(_values(weights), numbers.size // max(1, len(table)))[finite]
     axes = figure.subplots()
-    axes.hist(shown, bins=40, color="#3465a4")
+    axes.hist(shown, bins=_bins(shown), color=_BLUE, weights=counts)
     axes.set(xlabel=f"{label} ({left_out} not finite)" if left_out else label, ylabel="count")
+
+
+def _bins(values: NDArray[np.float64]) -> Any:
+    """Return bins: one per value where there are few whole ones, else forty."""
+    import numpy as np
+
+    if len(values) and (values == np.round(values)).all() and np.ptp(values) < 60:
+        return np.arange(values.min() - 0.5, values.max() + 1)
+    return 40
+
+
+def chains(figure: Figure, draws: Any, label: str, *, features: int = 3, shown: int = 6) -> None:
+    """Draw, for the first features, some chains' traces, all draws' histogram, autocorrelation.
+
+    Args:
+        figure: An empty figure.
+        draws: Shape ``[chain, draw]`` or ``[chain, draw, feature]``.
+        label: What the numbers are.
+        features: How many features at most, a row each.
+        shown: How many chains have their trace drawn.
+    """
+    values = _values(draws)
+    values = values[..., None] if values.ndim == 2 else values
+    rows = min(features, values.shape[2])
+    figure.set_size_inches(11, 2.6 * rows + 0.4)
+    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[2, 1, 1])
+    for feature, (trace, counts, decay) in enumerate(grid):
+        column = values[:, :, feature]
+        name = f"{label} {feature}" if values.shape[2] > 1 else label
+        for chain in column[:shown]:
+            trace.plot(chain, linewidth=0.7)
+        trace.set(xlabel="draw", ylabel=name)
+        counts.hist(column.ravel(), bins=_bins(column.ravel()), color=_BLUE)
+        counts.set(xlabel=name, ylabel="count")
+        lags = _mean_autocorrelation(column)
+        decay.bar(range(len(lags)), lags, color=_BLUE, width=0.8)
+        decay.set(xlabel="lag", ylabel="autocorrelation", ylim=(min(-0.1, lags.min()), 1.05))
+
+
+def _mean_autocorrelation(column: NDArray[np.float64], most: int = 60) -> NDArray[np.float64]:
+    """Return the chains' mean autocorrelation by lag; zero for draws that are all the same."""
+    import numpy as np
+
+    centred = column - column.mean()
+    length = centred.shape[1]
+    power = np.abs(np.fft.rfft(centred, 2 * length, axis=1)) ** 2
+    covariance = np.fft.irfft(power.mean(0))[: min(most, length)]
+    return covariance / covariance[0] if covariance[0] > 0 else np.zeros_like(covariance)
 
 
 def curves(

@@ -374,6 +374,10 @@ def test_passes_what_is_sound(kind: str) -> None:
     assert passed >= ASKED[kind] | {"is documented", "its example runs"}
 
 
+def test_draws_with_weights_count_by_them() -> None:
+    assert [f for f in found_in(subject_of(Weighs)).values() if f.state == "failed"] == []
+
+
 # -- mutants: one thing is wrong ------------------------------------------------------------------
 
 
@@ -683,6 +687,59 @@ class DrawsUniformly(SoundSampler):
         return super().sample(0 * target, num_samples, generator=generator)
 
 
+class Weighs(SoundSampler):
+    """Draws uniformly, with weights that are the target's.
+
+    Example:
+        >>> Weighs().sample(torch.tensor([0.0, -torch.inf]), 4).weights.sum()
+        tensor(1., dtype=torch.float64)
+    """
+
+    def sample(
+        self,
+        target: Float[Tensor, "class"],
+        num_samples: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Samples:
+        """Draw.
+
+        Args:
+            target: Logits.
+            num_samples: How many.
+            generator: Source of randomness.
+        """
+        if target.ndim != 1:
+            raise ArgumentError("`target` must have one axis.")
+        values = torch.randint(len(target), (num_samples,), generator=generator)
+        return Samples(values, weights=self.weigh(target.double()[values]))
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        return logits.softmax(0)
+
+
+class WeighsNothing(Weighs):
+    def weigh(self, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, 1 / len(logits))
+
+
+class WeighsTooMuch(Weighs):
+    def weigh(self, logits: Tensor) -> Tensor:
+        return 2 * logits.softmax(0)
+
+
+class OrdersChainsWrongly(SoundSampler):
+    def sample(
+        self,
+        target: Float[Tensor, "class"],
+        num_samples: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Samples:
+        found = super().sample(target, num_samples, generator=generator).values
+        return Samples(found, chains=found.view(4, -1))
+
+
 class SearchesBackwards(SoundSimilarity):
     def search(self, queries: Any, corpus: Any, k: int) -> tuple[Tensor, Tensor]:
         values, indices = self.matrix(queries, corpus).topk(k, dim=1, largest=False)
@@ -792,6 +849,9 @@ MUTANTS: dict[type, tuple[str, str]] = {
     LearnsNothing: ("trains a tagger", "F1 was .* on 16 lines it was fitted to"),
     DrawsTooFew: ("draws", "40 draws were asked for. Found 39"),
     DrawsUniformly: ("frequencies", "standard errors from its probability"),
+    WeighsNothing: ("frequencies", "standard errors from its probability"),
+    WeighsTooMuch: ("draws", "the weights must sum to 1. Found 2"),
+    OrdersChainsWrongly: ("draws", "`values` must be those of `chains`, by draw"),
     SearchesBackwards: ("pairs, matrix and search agree", "search does not find the most alike"),
     Disagrees: ("pairs, matrix and search agree", "pairs differ from the matrix"),
     Ascends: ("lowers the loss", "the loss was .* after fifty steps"),

@@ -162,6 +162,41 @@ class Draws(Sampler):
         return Example({}, {"target": torch.randn(4, generator=generator)})
 
 
+class Walks(Draws):
+    """Three chains of two features, the second of which stays where it is."""
+
+    def sample(
+        self, target: Any, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> Samples:
+        """Draw.
+
+        Args:
+            target: Logits.
+            num_samples: How many.
+            generator: Randomness.
+        """
+        draws = torch.randint(3, (num_samples // 3, 3, 2), generator=generator)
+        draws[..., 1] = len(target)
+        return Samples(draws.flatten(0, 1), chains=draws.transpose(0, 1))
+
+
+class Weighs(Draws):
+    """Draws that count alike, and say so."""
+
+    def sample(
+        self, target: Any, num_samples: int, *, generator: torch.Generator | None = None
+    ) -> Samples:
+        """Draw.
+
+        Args:
+            target: Logits.
+            num_samples: How many.
+            generator: Randomness.
+        """
+        values = super().sample(target, num_samples, generator=generator).values
+        return Samples(values, weights=torch.full((num_samples,), 1 / num_samples))
+
+
 class Gaussian(Generator):
     """A mean per feature.
 
@@ -359,6 +394,8 @@ def registry() -> Registry:
         ("optimizer", "halving"): "Halving",
         ("decoder", "greedy"): "Greedy",
         ("sampler", "draws"): "Draws",
+        ("sampler", "walks"): "Walks",
+        ("sampler", "weighs"): "Weighs",
         ("generator", "gaussian"): "Gaussian",
         ("generator", "grey"): "Grey",
         ("similarity", "dot"): "Dot",
@@ -663,7 +700,7 @@ def test_a_sampler_draws_from_logits(run: Runner) -> None:
     logits = run.file("logits.txt", "0 -inf 5")
     result = run("draws", f"{logits}", num_samples=500)
     counts = result.arrays["values"].flatten().bincount(minlength=3)
-    assert result.summary == {"samples": 1}
+    assert result.summary == {"samples": 500}
     assert counts[1] == 0
     assert counts[2] > 450
     again = run("draws", logits, num_samples=500)
@@ -681,13 +718,53 @@ def test_a_sampler_draws_from_a_function(run: Runner) -> None:
         run("draws", f"{path}:mean")
 
 
+def test_a_sampler_draws_from_a_density_by_name_or_in_yaml(run: Runner) -> None:
+    assert run("draws", "banana", num_samples=5).summary["mean_density"] < 0
+    path = run.file("density.yaml", "density: funnel\nnum_features: 2\n")
+    assert run("draws", path, num_samples=5).summary["mean_density"] < 0
+    table = run.file("table.yml", "density: table\nprobabilities: [0, 1]\n")
+    assert run("draws", table, num_samples=3).arrays["values"].tolist() == [1, 1, 1]
+    with refused("Did you mean 'banana'", FileFormatError):
+        run("draws", run.file("wrong.yaml", "density: bananna\n"))
+
+
+def test_a_density_in_python_may_give_text(run: Runner) -> None:
+    source = """\
+        import torch
+        from kexue.core.densities import Density
+
+        def to_text(values):
+            return [f"row {i}" for i in range(len(values))]
+
+        words = Density(lambda x: x.sum(1).float(), to_text=to_text)
+        logits = torch.tensor([0.0, 1.0])
+        """
+    path = run.file("words.py", source)
+    assert list(run("draws", f"{path}:words", num_samples=2).lines) == ["row 0", "row 1"]
+    as_array = run("draws", f"{path}:words", num_samples=2, out=run.folder / "words.npy")
+    assert as_array.lines is None
+    assert len(run("draws", f"{path}:logits", num_samples=7).arrays["values"]) == 7
+
+
+def test_weights_and_chains_are_written_and_drawn(run: Runner) -> None:
+    logits = run.file("logits.npy", [0.0, 1.0, 2.0])
+    result = run("walks", logits, num_samples=60)
+    assert {name: list(array.shape) for name, array in result.arrays.items()} == {
+        "values": [60, 2], "chains": [3, 20, 2],
+    }  # fmt: skip
+    assert run.plot(result).startswith(b"\x89PNG")
+    weighted = run("weighs", logits, num_samples=4)
+    assert weighted.arrays["weights"].tolist() == [0.25] * 4
+    assert run.plot(weighted).startswith(b"\x89PNG")
+
+
 def test_a_sampler_rejects_bad_calls(run: Runner) -> None:
     logits = run.file("logits.npy", [0.5, float("nan")])
     with refused("`target` in .* must not hold NaN", argument="target"):
         run("draws", logits)
     with refused("`--num-samples` must be at least 1. Found -3", argument="num_samples"):
         run("draws", logits, num_samples=-3)
-    with refused("takes one file here, logits, or file.py:log_density. Found 2", argument="files"):
+    with refused("takes one file here, logits, a density in YAML, .*. Found 2", argument="files"):
         run("draws", logits, logits)
 
 

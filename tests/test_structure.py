@@ -25,7 +25,7 @@ FLOORS = {
     "interfaces.base",
     "files": "catalogue settings device loading lines tables writing files plots",
     "registry": "discovery describe registry packages scaffold environment",
-    "work": "averaging inputs job problems training experiments lab.data",
+    "work": "averaging inputs job problems densities training experiments lab.data",
     "contracts": "interfaces.*",
     "lab": "lab.*",
     "verbs": "run report",

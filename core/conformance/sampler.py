@@ -20,16 +20,33 @@ def draws(subject: Subject) -> None:
         f"{inputs['num_samples']} draws were asked for. Found {len(found.values)}",
     )
     require(torch.isfinite(found.values.double()).all(), "a draw is not finite")
+    if found.weights is not None:
+        require(
+            found.weights.shape == found.values.shape[:1],
+            f"`weights` must have one number per draw. Found shape {list(found.weights.shape)}",
+        )
+        total = float(found.weights.double().sum())
+        require((found.weights >= 0).all(), "a weight is negative")
+        require(abs(total - 1) < 1e-4, f"the weights must sum to 1. Found {total:.6g}")
+    if found.chains is not None:
+        by_draw = found.chains.transpose(0, 1).flatten(0, 1)[: len(found.values)]
+        require(torch.equal(by_draw, found.values), "`values` must be those of `chains`, by draw")
 
 
 def frequencies(subject: Subject) -> None:
-    """Draw classes as often as the softmax of the logits says, within five standard errors."""
+    """Draw classes as often as the softmax of the logits says, within five standard errors.
+
+    Draws that have weights count by them.
+    """
     target = subject.inputs()["target"]
     num = 20_000
-    values = subject.make().sample(target, num, generator=torch.Generator().manual_seed(0)).values
+    drawn = subject.make().sample(target, num, generator=torch.Generator().manual_seed(0))
     wanted = target.double().softmax(-1)
-    found = torch.nn.functional.one_hot(values, target.shape[-1]).double().mean(0)
-    error = (wanted * (1 - wanted) / num).sqrt().clamp(min=1 / num)
+    hits = torch.nn.functional.one_hot(drawn.values, target.shape[-1]).double()
+    weights = torch.full((num,), 1 / num) if drawn.weights is None else drawn.weights
+    found = weights.double() @ hits
+    count = 1 / float(weights.double().square().sum())
+    error = (wanted * (1 - wanted) / count).sqrt().clamp(min=1 / count)
     worst = float(((found - wanted).abs() / error).max())
     require(worst < 5, f"a frequency is {worst:.1f} standard errors from its probability")
 
