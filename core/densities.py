@@ -34,6 +34,7 @@ class Density:
         min_length: Tokens of the shortest sequence.
         max_length: Tokens of the longest sequence.
         dtype: Floating-point type of the points; torch's default type if None.
+        start: ``(num, generator)`` to points of positive density, for chains to start from.
         draw_conditional: ``(points, place, generator)`` to draws ``[chain]`` of that feature given
             the others, where they are known.
         conditional_logits: ``(sequences, place)`` to logits ``[chain, token]`` of that place given
@@ -47,6 +48,7 @@ class Density:
     min_length: int = 0
     max_length: int = 0
     dtype: torch.dtype | None = None
+    start: Callable[[int, torch.Generator | None], Tensor] | None = None
     draw_conditional: Callable[[Tensor, int, torch.Generator | None], Tensor] | None = None
     conditional_logits: Callable[[Tensor, int], Tensor] | None = None
     to_text: Callable[[Tensor], list[str]] | None = None
