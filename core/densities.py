@@ -80,17 +80,17 @@ def gaussian(
             "`covariance` must be symmetric and positive definite.", argument="covariance"
         )
     whiten = torch.linalg.inv(factor).T.contiguous()
-    precision = whiten @ whiten.T
+    precision, shift = whiten @ whiten.T, -centre @ whiten
 
     def log_prob(points: Tensor) -> Tensor:
-        distance: Tensor = torch.linalg.vector_norm((points - centre) @ whiten, dim=-1)
-        return -0.5 * distance.square()
+        distance: Tensor = torch.linalg.vector_norm(torch.addmm(shift, points, whiten), dim=-1)
+        return distance.square_().mul_(-0.5)
 
     def draw_conditional(points: Tensor, place: int, generator: torch.Generator | None) -> Tensor:
         row = precision[place] / precision[place, place]
-        shift = (points - centre) @ row - (points[:, place] - centre[place])
+        others = (points - centre) @ row - (points[:, place] - centre[place])
         noise = points.new_empty(len(points)).normal_(generator=generator)
-        found: Tensor = centre[place] - shift + noise * precision[place, place].rsqrt()
+        found: Tensor = centre[place] - others + noise * precision[place, place].rsqrt()
         return found
 
     return Density(log_prob, size, dtype=centre.dtype, draw_conditional=draw_conditional)

@@ -82,6 +82,7 @@ class Walk:
         self.points = points.clone()
         self.log_density = log_prob(points)
         check_log_density(self.log_density, owner, len(points))
+        self._accepted = points.new_empty(len(points))
 
     def run(
         self,
@@ -104,24 +105,26 @@ class Walk:
         Returns:
             The accepted share of all moves, a tensor of one number.
         """
+        slots = iter(() if draws is None else draws.unbind(0))
         block = max(1, min(steps, _BLOCK // max(1, self.points.numel())))
-        accepted = self.log_density.new_zeros(())
+        moves = self.log_density.new_zeros(())
         for start in range(0, steps, block):
             size = min(block, steps - start)
-            random = self.proposal.randomness(self.points, size, self.generator)
+            random = self.proposal.randomness(self.points, size, self.generator).unbind(0)
             log_uniform = self.log_density.new_empty(size, len(self.points))
             log_uniform.exponential_(generator=self.generator).neg_()
-            log_new = torch.empty_like(log_uniform)
-            for step in range(size):
-                accepted += self._step(
-                    random[step], log_uniform[step], log_new[step], inverse_temperature
-                )
-                if draws is not None and (start + step + 1) % thin == 0:
-                    draws[(start + step) // thin] = self.points
+            rejected = torch.empty_like(log_uniform, dtype=torch.bool)
+            seen = []
+            rows = zip(random, log_uniform.unbind(0), rejected.unbind(0), strict=True)
+            for step, row in enumerate(rows, start + 1):
+                seen.append(self._step(*row, inverse_temperature))
+                if draws is not None and step % thin == 0:
+                    next(slots).copy_(self.points)
                 if best is not None:
                     self._keep(*best)
-            check_log_density(log_new, self.owner)
-        return accepted / max(1, steps * len(self.points))
+            check_log_density(torch.stack(seen), self.owner)
+            moves += rejected.numel() - rejected.sum()
+        return moves / max(1, steps * len(self.points))
 
     def restart_outside(self) -> None:
         """Put chains of density zero where others are, at random; a walk may never come back."""
@@ -136,18 +139,20 @@ class Walk:
         self.log_density[outside] = self.log_density[others][outside]
 
     def _step(
-        self, random: Tensor, log_uniform: Tensor, log_new: Tensor, inverse_temperature: float
+        self, random: Tensor, log_uniform: Tensor, rejected: Tensor, inverse_temperature: float
     ) -> Tensor:
+        """Move all chains once; return the log-densities that were proposed."""
         points, correction = self.proposal.propose(self.points, random)
-        log_new.copy_(self.log_prob(points))
+        log_new = self.log_prob(points)
         ratio = log_acceptance(log_new, self.log_density, correction, inverse_temperature)
-        accept = (log_uniform >= ratio).logical_not_()
-        torch.where(accept, log_new, self.log_density, out=self.log_density)
-        if self.proposal.additive:  # three times as fast as choosing rows
-            self.points.addcmul_(accept[:, None].to(random.dtype), random)
+        torch.ge(log_uniform, ratio, out=rejected)  # false where the ratio is NaN
+        self.log_density = torch.where(rejected, self.log_density, log_new)
+        if self.proposal.additive:  # faster than to choose rows, and the same bits
+            torch.logical_not(rejected, out=self._accepted)
+            self.points.addcmul_(self._accepted[:, None], random)
         else:
-            torch.where(accept[:, None], points, self.points, out=self.points)
-        return accept.sum()
+            torch.where(rejected[:, None], self.points, points, out=self.points)
+        return log_new
 
     def _keep(self, points: Tensor, log_density: Tensor) -> None:
         """Take over what is better than the best so far."""
