@@ -59,15 +59,14 @@ class Bigrams:
         self.log_next = (pairs / pairs.sum(1, keepdim=True)).log()
 
     def _counts(self, lines: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Return how often each letter and each pair occurs, plus one; pairs end with the line."""
         size = len(self.alphabet)
-        first = torch.ones(size, dtype=torch.float64)
-        pairs = torch.ones(size * size, dtype=torch.float64)
-        for line in lines:
-            tokens = self.encode(line.lower())
-            if len(tokens):
-                first += tokens.bincount(minlength=size)
-                pairs += (tokens[:-1] * size + tokens[1:]).bincount(minlength=size * size)
-        return first, pairs.view(size, size)
+        joined = "\n".join(lines).lower()
+        tokens = self.encode(joined)
+        inside = torch.tensor([letter != "\n" for letter in joined], dtype=torch.bool)
+        pairs = (tokens[:-1] * size + tokens[1:])[inside[:-1] & inside[1:]]
+        first = tokens[inside].bincount(minlength=size) + 1.0
+        return first.double(), (pairs.bincount(minlength=size * size) + 1.0).double().view(size, -1)
 
     def encode(self, text: str) -> Tensor:
         """Return the letters of a text as tokens ``[time]``."""
