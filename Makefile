@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard plugins/*/pyproject
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --group test --group lint
+	$(PIP) install --quiet --constraint constraints.txt --group test --group peers --group lint
 	@touch $@
 
 install: $(VENV)/.installed

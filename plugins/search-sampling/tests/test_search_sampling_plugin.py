@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import kexue_search_sampling
 import numpy as np
 import pytest
 import torch
 
+import kexue_search_sampling
 from kexue.core import Context
 from kexue.core.conformance import conformance
 from kexue.core.loading import load_target
