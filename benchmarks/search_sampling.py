@@ -59,13 +59,15 @@ class Case:
     @property
     def factor(self) -> Tensor:
         """The Cholesky factor of a step's covariance."""
-        return torch.linalg.cholesky(self.covariance) * (2.38 / math.sqrt(self.features))
+        found: Tensor = torch.linalg.cholesky(self.covariance)
+        return found * (2.38 / math.sqrt(self.features))
 
     @property
     def start(self) -> Tensor:
         """Exact draws, one for each chain."""
         noise = torch.randn(self.chains, self.features, generator=torch.Generator().manual_seed(0))
-        return noise @ torch.linalg.cholesky(self.covariance).T
+        found: Tensor = noise @ torch.linalg.cholesky(self.covariance).T
+        return found
 
     @property
     def name(self) -> str:
@@ -127,7 +129,7 @@ def _ours(case: Case) -> Callable[[], Tensor]:
 
     def draw() -> Tensor:
         found = sampler.sample(target, case.chains * case.steps, generator=generator)
-        return found.values.unflatten(0, (case.steps, case.chains)).transpose(0, 1)
+        return found.values.view(case.steps, case.chains, -1).transpose(0, 1)
 
     return draw
 
@@ -152,20 +154,20 @@ def _blackjax(case: Case) -> Callable[[], Tensor]:
         lambda x: -0.5 * x @ precision @ x, factor
     )
 
-    @jax.jit
-    def walk(key: Any, states: Any) -> Any:
+    def steps_of(key: Any, states: Any) -> Any:
         def step(states: Any, key: Any) -> Any:
             states, _ = jax.vmap(kernel.step)(jax.random.split(key, case.chains), states)
             return states, states.position
 
         return jax.lax.scan(step, states, jax.random.split(key, case.steps))[1]
 
+    walk = jax.jit(steps_of)
     states = jax.vmap(kernel.init)(jnp.asarray(case.start.numpy()))
     keys = iter(jax.random.split(jax.random.key(0), 10_000))
 
     def draw() -> Tensor:
         drawn = walk(next(keys), states).block_until_ready()
-        return torch.from_dlpack(drawn).transpose(0, 1)
+        return torch.utils.dlpack.from_dlpack(drawn).transpose(0, 1)
 
     return draw
 

@@ -146,7 +146,7 @@ def independent(context: Context) -> Report:
 
 
 def _rejection(context: Context, model: Bigrams, target: Density, law: _Law) -> tuple[Claim, Claim]:
-    num = context.pick(100_000, 20_000)
+    num = context.pick(50_000, 20_000)
     found: dict[float, list[tuple[float, float, float]]] = {}
     for log_bound in (0.0, math.log(4)):
         for seed in context.seeds:
@@ -217,7 +217,7 @@ def _importance(
         return (sequences == letter).sum(1).double()
 
     wanted = float(law.law @ count(law.states))
-    repeats = context.pick(24, 6)
+    repeats = context.pick(10, 5)
     errors: dict[int, list[float]] = {}
     for num in _SIZES:
         for seed in context.seeds:
@@ -245,7 +245,7 @@ def _importance(
 
 
 def _dimension(context: Context) -> tuple[Claim, dict[int, list[float]]]:
-    num = context.pick(100_000, 20_000)
+    num = context.pick(50_000, 20_000)
     shares: dict[int, list[float]] = {}
     for length in _LENGTHS:
         model = _model(context, length)
@@ -295,7 +295,7 @@ Distances = dict[int, list[float]]
 
 def chains(context: Context) -> Report:
     """Let many chains walk, and look how far their law is from the target's."""
-    num = context.pick(20_000, 4000)
+    num = context.pick(8000, 3000)
     model = _model(context, _LENGTH, 2)
     edited = _Law(keyword_text(model, [_KEYWORD]), len(model.alphabet))
     starts = [edited.some(num, seed) for seed in context.seeds]
@@ -386,7 +386,7 @@ def _search(context: Context) -> Claim:
             generator = make_generator(seed)
             rows = torch.multinomial(uniform.exp(), 200 * 8, replacement=True, generator=generator)
             search = SimulatedAnnealing(
-                num_steps=context.pick(6000, 800),
+                num_steps=context.pick(3000, 2000),
                 start_temperature=start,
                 end_temperature=0.01,
                 init=rows.view(200, 8),

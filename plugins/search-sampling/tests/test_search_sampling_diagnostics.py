@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import genpareto, norm, rankdata
+from scipy.stats import genpareto, norm, rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
 from kexue.core import ArgumentError
@@ -61,7 +61,7 @@ def plain_effective(x: NDArray[np.float64]) -> float:
         time += 2 * least
         k += 1
     time += max(0.0, rho[2 * k])
-    return m * n / max(time, 1 / math.log10(m * n))
+    return float(m * n / max(time, 1 / math.log10(m * n)))
 
 
 def plain_r_hat(x: NDArray[np.float64]) -> float:
@@ -165,7 +165,7 @@ def test_chains_that_disagree_are_seen() -> None:
 def test_features_do_not_see_each_other() -> None:
     x = torch.from_numpy(walks(4, 3, 41, 0.6))
     y = torch.from_numpy(walks(6, 3, 41, 0.1))
-    both = torch.stack([x, y], -1).unflatten(-1, (2, 1))
+    both = torch.stack([x, y], -1)[..., None]
     for function in (effective_sample_size, split_r_hat):
         found = function(both)
         assert found.shape == (2, 1)

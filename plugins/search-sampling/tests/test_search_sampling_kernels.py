@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare  # type: ignore[import-untyped]
 from torch import Tensor
 
 from kexue.core import ArgumentError
@@ -250,15 +251,15 @@ def test_a_random_walk_is_symmetric_and_normalised() -> None:
     proposal = GaussianProposal(factor)
     x, y = torch.randn(2, 5, 2, dtype=torch.float64)
     torch.testing.assert_close(proposal.log_prob(y, x), proposal.log_prob(x, y))
-    wanted = torch.distributions.MultivariateNormal(x, scale_tril=factor).log_prob(y)
+    gaussian: Any = torch.distributions.MultivariateNormal(x, scale_tril=factor)
+    wanted = gaussian.log_prob(y)
     torch.testing.assert_close(proposal.log_prob(y, x), wanted)
     steps = proposal.randomness(torch.zeros(20_000, 2, dtype=torch.float64), 2)
     torch.testing.assert_close(steps.flatten(0, 1).T.cov(), factor @ factor.T, rtol=0.05, atol=0.03)
     assert proposal.propose(x, steps[0, :5])[1] is None
     one = GaussianProposal(0.5)
-    torch.testing.assert_close(
-        one.log_prob(y, x), torch.distributions.Normal(x, 0.5).log_prob(y).sum(1)
-    )
+    gaussian = torch.distributions.Normal(x, 0.5)
+    torch.testing.assert_close(one.log_prob(y, x), gaussian.log_prob(y).sum(1))
     for wrong in (0.0, -1.0, torch.ones(2, 3)):
         with pytest.raises(ArgumentError, match="`scale` of GaussianProposal"):
             GaussianProposal(wrong)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare  # type: ignore[import-untyped]
 from torch import Tensor
 
 from kexue.core import ArgumentError, Sampler, Samples
@@ -34,7 +35,7 @@ from kexue_search_sampling.annealing import temperatures
 from kexue_search_sampling.gibbs import draw_classes
 from kexue_search_sampling.spaces import Reals
 
-CHAINS = {"num_chains": 2000, "diagnose": False}
+CHAINS: dict[str, Any] = {"num_chains": 2000, "diagnose": False}
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "rejection": Rejection,
     "importance": Importance,
@@ -59,6 +60,10 @@ def exponential(points: Tensor) -> Tensor:
     """Skewed: the mean is 1, the variance 1, the third central moment 2; zero below 0."""
     x = points[:, 0]
     return torch.where(x >= 0, -x, -math.inf)
+
+
+def power_of(power: int, points: Tensor) -> Tensor:
+    return points[:, 0].double() ** power
 
 
 # -- laws -----------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ def test_moments_of_a_skewed_target(sampler: Sampler) -> None:
     assert (counted >= 0).all()
     count = len(found.values) if found.weights is None else 1 / float(found.weights.square().sum())
     for power, wanted, variance in ((1, 1.0, 1.0), (2, 2.0, 20.0), (3, 6.0, 684.0)):
-        mean, _ = expectation(found, lambda x, p=power: x[:, 0].double() ** p)
+        mean, _ = expectation(found, partial(power_of, power))
         assert abs(float(mean) - wanted) < 5 * math.sqrt(variance / count)
 
 
