@@ -8,9 +8,12 @@ for thousands of texts at once, and asked for the letter between two others.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kexue.core import ArgumentError
@@ -63,15 +66,16 @@ class Bigrams:
         size = len(self.alphabet)
         joined = "\n".join(lines).lower()
         tokens = self.encode(joined)
-        inside = torch.tensor([letter != "\n" for letter in joined], dtype=torch.bool)
+        inside = torch.from_numpy(_codes(joined) != ord("\n"))
         pairs = (tokens[:-1] * size + tokens[1:])[inside[:-1] & inside[1:]]
         first = tokens[inside].bincount(minlength=size) + 1.0
         return first.double(), (pairs.bincount(minlength=size * size) + 1.0).double().view(size, -1)
 
     def encode(self, text: str) -> Tensor:
         """Return the letters of a text as tokens ``[time]``."""
-        index = {letter: i for i, letter in enumerate(self.alphabet)}
-        return torch.tensor([index.get(letter, 0) for letter in text], dtype=torch.int64)
+        index = np.zeros(sys.maxunicode + 1, dtype=np.int64)
+        index[_codes(self.alphabet)] = np.arange(len(self.alphabet))
+        return torch.from_numpy(index[_codes(text)])
 
     def decode(self, sequences: Tensor) -> list[str]:
         """Return sequences ``[row, time]`` as texts."""
@@ -114,6 +118,11 @@ class Bigrams:
         if place + 1 == sequences.shape[1]:
             return before
         return before + log_next[:, sequences[:, place + 1]].T
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    """Return the code points of a text."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def contains(sequences: Tensor, keyword: Sequence[int] | Tensor) -> Tensor:
