@@ -103,7 +103,8 @@ def _gaussian_covariance(
         matrix = _numbers("covariance", covariance, where, (None, None))
         if len(matrix) != matrix.shape[1]:
             raise ArgumentError(
-                f"`covariance` must be square. Found shape {list(matrix.shape)}.", argument=""
+                f"`covariance` must be square. Found shape {list(matrix.shape)}.",
+                argument="covariance",
             )
         return matrix
     size = _whole("num_features", num_features)
@@ -121,7 +122,7 @@ def gaussian_mixture(where: Where, *, weights: Any, means: Any, scales: Any = 1.
     for name, values in (("weights", shares), ("scales", widths)):
         if not (values > 0).all():
             raise ArgumentError(
-                f"`{name}` must be positive. Found {values.tolist()}.", argument="covariance"
+                f"`{name}` must be positive. Found {values.tolist()}.", argument=name
             )
     height = shares.log() - size * widths.log()
 

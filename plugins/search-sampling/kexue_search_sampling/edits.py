@@ -56,8 +56,9 @@ class EditProposal(Proposal):
                 f"Found {max_length} and {min_length}, of {num_tokens} tokens.",
                 argument="max_length",
             )
-        shares = _moves(max_length, min_length, weights)
-        if len(weights) != 3 or min(weights) < 0 or not (shares[min_length:].sum(1) > 0).all():
+        three = len(weights) == 3 and min(weights) >= 0
+        shares = _moves(max_length, min_length, weights if three else (0.0, 0.0, 0.0))
+        if not (shares[min_length:].sum(1) > 0).all():
             raise ArgumentError(
                 f"`weights` of EditProposal must be three numbers, not negative, that leave every "
                 f"length a move. Found {list(weights)}.",
