@@ -139,12 +139,13 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
             f"{component.id} is not trainable. `kexue run {component.id}` runs it on files.",
             argument="component",
         )
-    others, files = _split(registry, interface, request.files or config.get("files") or ())
+    named = request.files or config.get("files") or ()
+    others, files = _split(registry, interface, component, named)
     components = [description, *others]
     params = _params(request.params, components, config)
     job, *job.others = [
-        _job(registry, request, component, files, given)
-        for component, given in zip(components, params, strict=True)
+        _job(registry, request, each, files, params_of)
+        for each, params_of in zip(components, params, strict=True)
     ]
     settings = {p.name: p for p in options(interface, request.verb)}
     given = {
@@ -155,13 +156,27 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
 
 
 def _split(
-    registry: Registry, interface: Interface, given: Sequence[str]
+    registry: Registry, interface: Interface, first: Component, given: Sequence[str]
 ) -> tuple[list[Description], tuple[str, ...]]:
-    """Split what follows the component into further components of the kind, and files."""
+    """Split what follows the component into further components of the kind, and files.
+
+    Raises:
+        ArgumentError: If a component is named twice.
+    """
     component_id = re.compile(rf"{interface.kind}/[a-z0-9-]+")
-    others = [name for name in given if interface.several and component_id.fullmatch(name)]
-    files = tuple(name for name in given if name not in others)
-    return [registry.describe(registry.get(name)) for name in others], files
+    names = [name for name in given if interface.several and component_id.fullmatch(name)]
+    others = [registry.get(name) for name in names]
+    seen = {first.id}
+    for other in others:
+        if other.id in seen:
+            raise ArgumentError(
+                f"{other.id} is named twice. Register it under another name in a registry file to "
+                f"run it beside itself.",
+                argument="component",
+            )
+        seen.add(other.id)
+    files = tuple(name for name in given if name not in names)
+    return [registry.describe(other) for other in others], files
 
 
 def _job(

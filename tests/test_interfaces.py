@@ -575,6 +575,8 @@ def test_what_is_set_for_one_of_several_names_it(run: Runner) -> None:
         run("descent", "optimizer/halving", "beale", params=["other.lr=1"])
     with refused("optimizer/halving has no parameter 'slope'"):
         run("descent", "optimizer/halving", "beale", params=["halving.slope=1"])
+    with refused("optimizer/descent is named twice", argument="component"):
+        run("descent", "optimizer/descent", "beale")
     with refused("No component named 'optimizer/halvin'", error=UsageError):
         run("descent", "optimizer/halvin", "beale")
 
