@@ -65,6 +65,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.tools
+	$(PIP) install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python benchmarks/run.py $(FLAGS)
 
 # -- independence: a plugin with the core alone ---------------------------------------------------

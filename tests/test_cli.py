@@ -120,7 +120,10 @@ def test_says_of_each_plugin_what_is_wrong(kexue: Kexue) -> None:
     assert {row["plugin"]: row["state"] for row in listed}["broken"] == "broken"
 
 
-def test_says_what_is_slow_or_heavy(kexue: Kexue, site: Site) -> None:
+def test_says_what_is_slow_or_heavy(
+    kexue: Kexue, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # where it is installed
     site.write("jax.py", "")
     site.add("kexue-slow", "import jax, time; time.sleep(0.51)\n" + site.components())
     row = next(row for row in kexue("plugins").out.splitlines() if row.startswith("slow"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -985,7 +986,8 @@ def test_a_component_that_cannot_be_loaded_fails_every_check() -> None:
 # -- plugins --------------------------------------------------------------------------------------
 
 
-def test_checks_plugins_too(site: Site) -> None:
+def test_checks_plugins_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # where it is installed
     site.write("jax.py", "")
     site.add("kexue-heavy", "import jax\n" + site.components("probe/x"))
     site.add(

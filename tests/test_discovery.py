@@ -358,7 +358,8 @@ def test_refresh_sees_what_came_and_what_went(site: Site) -> None:
 # -- cost -----------------------------------------------------------------------------------------
 
 
-def test_names_what_a_manifest_pulls_in(site: Site) -> None:
+def test_names_what_a_manifest_pulls_in(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # where it is installed
     site.write("jax.py", "")
     site.add("kexue-sound")
     site.add("kexue-heavy", "import jax\n" + site.components("loss/heavy"))
