@@ -18,7 +18,7 @@ RULES: tuple[Rule, ...] = ("gauss-legendre", "midpoint", "trapezoid", "left", "r
 _Array = NDArray[np.float64]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64, typed=True)  # True is not 1 here
 def nodes(rule: Rule, steps: int) -> tuple[_Array, _Array]:
     """Return the points and their weights, which add up to 1.
 
