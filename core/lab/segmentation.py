@@ -95,7 +95,7 @@ def corpus(context: Context) -> Corpus:
         full = segmentation()
         if not context.quick:
             return full
-        return Split(full.train[:550], full.valid[:120], full.test[:150])
+        return Split(full.train[:480], full.valid[:120], full.test[:150])
 
     return context.once("segmentation corpus", load)
 
