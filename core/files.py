@@ -81,10 +81,10 @@ def read_arrays(path: str | Path) -> dict[str, Array]:
             f"with `safetensors.torch.save_file` or an array with `numpy.save`.",
             path=path,
         )
+    check_file(path)
     reader = _READERS.get(suffix)
     if reader is None:
         raise _unknown_suffix(path)
-    check_file(path)
     return reader(path)
 
 

@@ -380,6 +380,9 @@ def test_rejects_paths_that_no_file_can_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a", "a.png"])
 def test_rejects_an_unknown_suffix(tmp_path: Path, name: str) -> None:
+    with refused("does not exist", tmp_path / name):  # nothing to say of the suffix of nothing
+        read_arrays(tmp_path / name)
+    (tmp_path / name).write_text("1")
     with refused("must end in one of .npy .npz .* Found", tmp_path / name):
         read_arrays(tmp_path / name)
 

@@ -59,13 +59,13 @@ def run(job: Job, *, steps: int = 200) -> Result:
     named = job.one_file("a problem: rosenbrock, quadratic, beale or file.py:function")
     problem = make_problem(named, device=job.device, dtype=job.dtype)
     start = [p.detach().clone() for p in problem.parameters]
-    runs = []
-    for each in (job, *job.others):
+    runs = [_minimise(job, problem, steps)]
+    for other in job.others:
         fresh = make_problem(named, device=job.device, dtype=job.dtype)
         with torch.no_grad():
             for parameter, value in zip(fresh.parameters, start, strict=True):
                 parameter.copy_(value)
-        runs.append(_minimise(each, fresh, steps))
+        runs.append(_minimise(other, fresh, steps))
     if len(runs) == 1:
         (only,) = runs
         numbers = sum(p.numel() for p in problem.parameters)
@@ -110,7 +110,7 @@ def _minimise(job: Job, problem: Problem, steps: int) -> _Run:
 
     def look() -> None:
         if numbers <= _FEW:
-            path.append(torch.cat([p.detach().flatten() for p in problem.parameters]).clone())
+            path.append(torch.cat([p.detach().flatten() for p in problem.parameters]))
 
     begin = time.perf_counter()
     with job.progress.task(f"minimising by {job.id}", steps) as task:

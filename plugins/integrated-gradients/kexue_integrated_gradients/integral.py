@@ -53,12 +53,14 @@ def _integrate(
     ]
     # first: what does not fit shows here, before the work
     outputs, baseline_outputs = (_outputs(score, x, blocks, exact) for x in (end, start))
-    for what, row in (("input", outputs), ("baseline", baseline_outputs)):
+    for what, row, remedy in (
+        ("input", outputs, "Leave it out, or explain another output."),
+        ("baseline", baseline_outputs, "Choose another baseline."),
+    ):
         if not torch.isfinite(row).all():
             raise WorkError(
                 f"The output of the model is not finite at the {what} of row "
-                f"{int((~torch.isfinite(row)).nonzero()[0, 0])}."
-                f"{' Choose another baseline.' if what == 'baseline' else ''}"
+                f"{int((~torch.isfinite(row)).nonzero()[0, 0])}. {remedy}"
             )
     differences = tuple(_exact(x) - _exact(b) for x, b in zip(end, start, strict=True))
     values = tuple(torch.zeros_like(d) for d in differences)
