@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Row", "compare"]
+__all__ = ["Row", "compare", "transformer_shapes"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,24 @@ def compare(
         low,
         high,
     )
+
+
+def transformer_shapes(
+    width: int = 384, layers: int = 12, vocabulary: int = 9000
+) -> list[tuple[int, ...]]:
+    """Return the shapes of the parameters of a transformer: 25 M numbers in 147 tensors.
+
+    Args:
+        width: Of the residual stream; the inner one is four times as wide.
+        layers: How many blocks.
+        vocabulary: Rows of the embedding.
+    """
+    norm: list[tuple[int, ...]] = [(width,), (width,)]
+    attention: list[tuple[int, ...]] = [(3 * width, width), (3 * width,), (width, width), (width,)]
+    inner: list[tuple[int, ...]] = [
+        (4 * width, width),
+        (4 * width,),
+        (width, 4 * width),
+        (width,),
+    ]
+    return [(vocabulary, width), *(norm + attention + norm + inner) * layers, *norm]
