@@ -7,11 +7,11 @@ The plain formula's value and gradient are compared before the clock starts.
 
 Floor: both directions together must read the emissions, write their gradient (8 bytes per score
 in float32) and take one exponential; cross-entropy alone takes two softmax passes. Up to 32 tags
-ours takes three thin products of matrices and some 50 small operations, which are most of its time
-for small batches, where a second thread speeds cross-entropy up and not them; beyond, 14 passes
-over direction x token x tag. Of a large tag set the product with the transitions is the floor:
-2 x 2 x 3 x rank operations per score for both directions with their gradient, 15 ms at 20,000 tags
-on one core.
+ours takes three thin products of matrices and some 45 small operations, which are most of its time
+for small batches, where a second thread speeds cross-entropy up and not them (rows on one thread
+are marked); beyond, 14 passes over direction x token x tag. Of a large tag set the product with the
+transitions is the floor: 2 x 2 x 3 x rank operations per score for both directions with their
+gradient, 15 ms at 20,000 tags on one core.
 """
 
 from __future__ import annotations
@@ -116,9 +116,18 @@ def _losses(shape: tuple[int, int, int], pairs: int) -> Iterator[Row]:
         ("torchcrf.CRF", _step(crf, (emissions, labels, mask), scored)),
     ):
         yield compare(f"{task}, ragged", case, ours, peer, peer_name=name, pairs=pairs)
-    ours = _step(forward, (emissions, labels), [emissions, forward.transitions])
+    alone = _step(forward, (emissions, labels), [emissions, forward.transitions])
     task = "loss and gradient, forward"
-    yield compare(task, case, ours, whole, peer_name="cross-entropy", pairs=pairs)
+    yield compare(task, case, alone, whole, peer_name="cross-entropy", pairs=pairs)
+    ours = _step(both, (emissions, labels), inputs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for way, mine in (("both", ours), ("forward", alone)):
+            task = f"loss and gradient, {way}, one thread"
+            yield compare(task, case, mine, whole, peer_name="cross-entropy", pairs=pairs)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _decoders(shape: tuple[int, int, int], pairs: int) -> Iterator[Row]:

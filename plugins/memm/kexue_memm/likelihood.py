@@ -13,9 +13,8 @@ Two ways lead to these numbers:
 * :func:`_direct` adds a row of g to the emissions and takes the cross-entropy, under autograd.
 * :func:`_multiply` gives their sum. It multiplies :math:`e^f` by a row of :math:`e^g`, so that both
   directions share one exponential and no softmax runs along a short axis, and takes the gradient,
-  probabilities minus one-hot, on the same pass. What the true tags contribute is counted. Where a
-  normaliser of a batch is too large or too small to be accurate (f + g beyond some 60 in float32),
-  the batch goes the direct way.
+  probabilities minus one-hot, on the same pass. Where a normaliser of a batch is too large or too
+  small to be accurate (f + g beyond some 60 in float32), the batch goes the direct way.
 """
 
 from __future__ import annotations
@@ -148,9 +147,9 @@ class _Task:
 
 
 class _Total(NamedTuple):
-    """The summed loss and its gradients, which are None where they were not asked for."""
+    """The mean loss and its gradients, which are None where they were not asked for."""
 
-    nll: Float[Tensor, ""]
+    loss: Float[Tensor, ""]
     d_emissions: Float[Tensor, "batch time tag"] | None = None
     d_matrix: Float[Tensor, "tag tag"] | None = None
 
@@ -164,10 +163,8 @@ def _fused(
         return None
     needs_gradient = torch.is_grad_enabled() and (emissions.requires_grad or matrix.requires_grad)
     total = _multiply(emissions, matrix, task, gradient=needs_gradient)
-    if total is None:
-        return None
-    if not needs_gradient:
-        return total.nll / task.count
+    if total is None or not needs_gradient:
+        return total and total.loss
     result: Tensor = _Analytic.apply(emissions, matrix, task, total)  # type: ignore[no-untyped-call]
     return result
 
@@ -180,97 +177,135 @@ def _multiply(
     *,
     gradient: bool,
 ) -> _Total | None:
-    """Return the summed loss and, on the same pass, its gradient; None if not accurate."""
+    """Return the mean loss and, on the same pass, its gradient; None if not accurate.
+
+    For few tags the number of operations is what costs, so all directions are in one tensor.
+    """
     tags, num_tags = task.tags, len(matrix)
-    scores = task.tokens.pack(emissions)
+    scores = task.tokens.pack(emissions).contiguous()
     exp_scores, exp_matrix = scores.exp(), matrix.exp()
-    # All directions in one tensor: for few tags, the number of operations is what costs.
-    ways = {"both": slice(2), "forward": slice(1), "backward": slice(1, 2)}[task.direction]
-    each = [exp_matrix, exp_matrix.T][ways]
-    tables = F.pad(torch.stack(each, 1), (0, 0, 0, 0, 0, 1), value=1)  # e^0 without a neighbour
-    neighbours = task.tokens.neighbours(tags, num_tags)
-    products = _few_products if num_tags <= _FEW_TAGS else _many_products
-    normalisers, d_scores, d_tables = products(
-        exp_scores, tables, neighbours[ways], gradient=gradient
-    )
-    # What belongs to the true tags, f(y) and g(y, y'), is the same in every direction.
-    gold = torch.arange(0, scores.numel(), num_tags, device=tags.device).add_(tags)
-    pairs = torch.add(tags, neighbours[0], alpha=num_tags)
-    counts = torch.bincount(pairs, minlength=tables[:, 0].numel()).view(-1, num_tags)[:-1]
-    # A confident model's loss is a small difference of large sums.
-    exact = torch.float32 if tags.device.type == "mps" else torch.float64
-    gold_scores = scores.flatten().index_select(0, gold).sum(dtype=exact)
-    gold_scores += torch.xlogy(counts, exp_matrix.to(exact)).sum()
-    nll = torch.sub(normalisers.log().sum(dtype=exact), gold_scores, alpha=len(each))
+    alone = exp_matrix.new_ones(1, num_tags)  # e^0 for a token without a neighbour
+    rows = task.tokens.neighbours(tags, num_tags, step=num_tags + 1)
+    if task.direction == "both":
+        tables = torch.cat((exp_matrix, alone, exp_matrix.T, alone))
+    elif task.direction == "forward":
+        tables, rows = torch.cat((exp_matrix, alone)), rows[:1]
+    else:
+        tables, rows = torch.cat((exp_matrix.T, alone)), rows[1:] - (num_tags + 1)
+    products = _FewProducts if num_tags <= _FEW_TAGS else _ManyProducts
+    scored = products(exp_scores, tables, rows)
+    inverses = scored.normalisers.reciprocal()
+
+    # Probabilities of the true tags.
+    pairs = torch.add(tags, rows, alpha=num_tags).view(-1)
+    true = tables.view(-1).index_select(0, pairs).view_as(rows)
+    true = true.mul_(scored.take(tags)).mul_(inverses)
+    nll = -float(true.log_().sum())
+
     # Then no product that counts has a factor that underflowed, and none was too large.
     largest = max(1.0, float(exp_scores.amax()) * float(tables.amax()))
     least = torch.finfo(matrix.dtype).tiny ** 0.75 * largest
-    if not (float(normalisers.amin()) > least and math.isfinite(nll)):
+    if not (float(scored.normalisers.amin()) > least and math.isfinite(nll)):
         return None
-    nll = nll.clamp_(min=0).to(matrix.dtype)  # rounding can take it below 0
-    if d_scores is None or d_tables is None:
-        return _Total(nll)
+    count = float(task.count)
+    loss = matrix.new_full((), max(nll, 0.0) / count)  # rounding can take it below 0
+    if not gradient:
+        return _Total(loss)
+
     # Probabilities minus one-hot: the gradient with respect to f + g.
-    minus_one = d_scores.new_full((), -len(each))
-    d_scores.view(-1).scatter_add_(0, gold, minus_one.expand(len(gold)))
-    d_matrix = counts * minus_one
-    if task.direction != "backward":
-        d_matrix += d_tables[:-1, 0]
-    if task.direction != "forward":
-        d_matrix += d_tables[:-1, -1].T
-    return _Total(nll, task.tokens.unpack(d_scores), d_matrix)
+    d_scores, d_tables = scored.gradients(inverses.mul_(1 / count), tags, len(rows) / count)
+    d_matrix = d_tables[:num_tags]
+    if task.direction == "both":  # reads the same pairs twice
+        d_matrix += d_tables[num_tags + 1 : -1].T
+    counts = torch.bincount(pairs[: len(tags)], minlength=num_tags * (num_tags + 1))
+    d_matrix.sub_(counts.view(-1, num_tags)[:num_tags], alpha=len(rows) / count)
+    d_matrix = d_matrix.T if task.direction == "backward" else d_matrix
+    return _Total(loss, task.tokens.unpack(d_scores), d_matrix)
 
 
 _FEW_TAGS = 32  # up to here products of matrices cost less than gathering rows
 
-_Products = tuple[Tensor, Tensor | None, Tensor | None]
-"""Normalisers, the sums of the products; and the gradients of the logarithms of these."""
 
-
-def _few_products(
-    exp_scores: Float[Tensor, "token tag"],
-    tables: Float[Tensor, "history direction tag"],
-    history: Int[Tensor, "direction token"],
-    *,
-    gradient: bool,
-) -> _Products:
-    """Score each token after every tag by one product of matrices, and keep the one that counts.
+class _FewProducts:
+    """Scores each token after every tag by one product of matrices, and keeps the one that counts.
 
     The gradient is two more such products: nothing of the size direction x token x tag is formed.
+    Along tokens memory is contiguous, so that no loop is as short as the tags are few.
+
+    Args:
+        exp_scores: e^f.
+        tables: e^g, its rows in all directions one below the other.
+        rows: Which of them each token meets.
     """
-    table = tables.flatten(0, 1)
-    num_rows, size = len(table), history.numel()
-    places = torch.arange(size, device=history.device).add_(history.reshape(-1), alpha=size)
-    normalisers = (table @ exp_scores.T).view(-1).index_select(0, places)
-    if not gradient:
-        return normalisers, None, None
-    shares = table.new_zeros(num_rows * len(exp_scores))
-    shares = shares.scatter_(0, places, normalisers.reciprocal()).view(num_rows, -1)
-    d_scores = (shares.T @ table).mul_(exp_scores)
-    return normalisers, d_scores, (shares @ exp_scores).mul_(table).view_as(tables)
+
+    def __init__(
+        self,
+        exp_scores: Float[Tensor, "token tag"],
+        tables: Float[Tensor, "row tag"],
+        rows: Int[Tensor, "direction token"],
+    ) -> None:
+        self.tables, self.rows = tables, rows
+        # The same product transposes e^f, for less than a copy takes.
+        identity = torch.eye(tables.shape[1], dtype=tables.dtype, device=tables.device)
+        products = torch.cat((tables, identity)) @ exp_scores.T
+        self.normalisers = products.gather(0, rows)
+        self.by_tag = products[len(tables) :]
+
+    def take(self, tags: Int[Tensor, " token"]) -> Float[Tensor, "1 token"]:
+        """Return e^f of the tags."""
+        return self.by_tag.gather(0, tags.unsqueeze(0))
+
+    def gradients(
+        self, weights: Float[Tensor, "direction token"], tags: Int[Tensor, " token"], share: float
+    ) -> tuple[Float[Tensor, "token tag"], Float[Tensor, "row tag"]]:
+        """Return the gradients of Σ log normalisers with respect to log e^f and log e^g.
+
+        Args:
+            weights: 1 / normalisers, times whatever weighs the logarithms.
+            tags: Where ``share`` is subtracted from the first gradient.
+            share: How much.
+        """
+        shares = weights.new_zeros(len(self.tables), weights.shape[1])
+        shares.scatter_(0, self.rows, weights)
+        d_scores = (self.tables.T @ shares).mul_(self.by_tag)
+        d_scores.scatter_add_(0, tags.unsqueeze(0), weights.new_full((1, len(tags)), -share))
+        return d_scores.T, (shares @ self.by_tag.T).mul_(self.tables)
 
 
-def _many_products(
-    exp_scores: Float[Tensor, "token tag"],
-    tables: Float[Tensor, "history direction tag"],
-    history: Int[Tensor, "direction token"],
-    *,
-    gradient: bool,
-) -> _Products:
-    """Multiply each token's scores by the row of its neighbour."""
-    directions = len(history)
-    rows = torch.arange(directions, device=history.device).unsqueeze(1)
-    rows = torch.add(rows, history, alpha=directions).view(-1)
-    table = tables.flatten(0, 1)
-    products = table.index_select(0, rows).view(directions, *exp_scores.shape).mul_(exp_scores)
-    normalisers = products.sum(2, keepdim=True)
-    if not gradient:
-        return normalisers, None, None
-    probabilities = products.div_(normalisers)
-    d_tables = torch.zeros_like(table).index_add_(0, rows, probabilities.flatten(0, 1))
-    # Adding two tensors is faster than a sum along an axis.
-    d_scores = probabilities[0] + probabilities[1] if directions == 2 else probabilities[0]
-    return normalisers, d_scores, d_tables.view_as(tables)
+class _ManyProducts:
+    """Multiplies each token's scores by the row of its neighbour.
+
+    Args:
+        exp_scores: As there.
+        tables: As there.
+        rows: As there.
+    """
+
+    def __init__(
+        self,
+        exp_scores: Float[Tensor, "token tag"],
+        tables: Float[Tensor, "row tag"],
+        rows: Int[Tensor, "direction token"],
+    ) -> None:
+        self.exp_scores, self.tables, self.rows = exp_scores, tables, rows.reshape(-1)
+        products = tables.index_select(0, self.rows)
+        self.products = products.view(len(rows), *exp_scores.shape).mul_(exp_scores)
+        self.normalisers = self.products.sum(2)
+
+    def take(self, tags: Int[Tensor, " token"]) -> Float[Tensor, "1 token"]:
+        """Return e^f of the tags."""
+        return self.exp_scores.gather(1, tags.unsqueeze(1)).T
+
+    def gradients(
+        self, weights: Float[Tensor, "direction token"], tags: Int[Tensor, " token"], share: float
+    ) -> tuple[Float[Tensor, "token tag"], Float[Tensor, "row tag"]]:
+        """Return what the other does."""
+        parts = self.products.mul_(weights.unsqueeze(2))
+        d_tables = torch.zeros_like(self.tables).index_add_(0, self.rows, parts.flatten(0, 1))
+        # Adding two tensors is faster than a sum along an axis.
+        d_scores = parts[0].add_(parts[1]) if len(parts) == 2 else parts[0]
+        d_scores.scatter_add_(1, tags.unsqueeze(1), weights.new_full((len(tags), 1), -share))
+        return d_scores, d_tables
 
 
 class _Analytic(torch.autograd.Function):
@@ -286,16 +321,17 @@ class _Analytic(torch.autograd.Function):
     ) -> Float[Tensor, ""]:
         ctx.save_for_backward(emissions, matrix, total.d_emissions, total.d_matrix)
         ctx.task = task
-        return total.nll / task.count
+        return total.loss
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         emissions, matrix, d_emissions, d_matrix = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient is differentiated in its turn
             result = _differentiable_gradient(ctx.task, emissions, matrix, weight)
+        elif weight.device.type == "cpu" and float(weight) == 1:  # elsewhere it would be waited for
+            result = (d_emissions, d_matrix)
         else:
-            share = weight / ctx.task.count
-            result = (d_emissions * share, d_matrix * share)
+            result = (d_emissions * weight, d_matrix * weight)
         return (*result, None, None)
 
 

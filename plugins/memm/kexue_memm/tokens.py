@@ -81,13 +81,18 @@ class Tokens:
         """Return, for each token, the value of the one after it, ``fill`` where there is none."""
         return self.reversed().previous(values, fill)
 
-    def neighbours(self, values: Int[Tensor, " token"], fill: int) -> Int[Tensor, "2 token"]:
-        """Return :meth:`previous` and :meth:`following`, in one tensor."""
+    def neighbours(
+        self, values: Int[Tensor, " token"], fill: int, *, step: int
+    ) -> Int[Tensor, "2 token"]:
+        """Return :meth:`previous`, and :meth:`following` plus ``step``, in one tensor."""
         if self.begins is None and self.step > 0 and len(self):
-            padded = F.pad(values.view(self.shape), (1, 1), value=fill)
+            batch, time = self.shape
+            padded = F.pad(values.view(batch, time), (1, 1), value=fill)
             # Two windows of each row, from its first and from its third place.
-            return padded.unfold(1, self.shape[1], 2).transpose(0, 1).reshape(2, -1)
-        return torch.stack((self.previous(values, fill), self.following(values, fill)))
+            windows = padded.as_strided((2, batch, time), (2, time + 2, 1)).contiguous()
+            windows[1].add_(step)
+            return windows.view(2, -1)
+        return torch.stack((self.previous(values, fill), self.following(values, fill) + step))
 
     def is_first(self, values: Shaped[Tensor, " token *rest"]) -> Bool[Tensor, " token"]:
         """Return True for the token that each chain is read from, on the device of ``values``."""
