@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from kexue_nystromformer.blocks import attention
 from kexue_nystromformer.checks import (
     check_count,
     check_queries,
@@ -30,7 +31,7 @@ from kexue_nystromformer.checks import (
     padding_mask,
 )
 from kexue_nystromformer.landmarks import Segments, even_means
-from kexue_nystromformer.pseudo_inverse import iterate
+from kexue_nystromformer.pseudo_inverse import iterate_stochastic
 
 __all__ = ["attend", "nystrom_attention"]
 
@@ -139,14 +140,14 @@ def attend(
         segments = Segments.of(mask, num_landmarks)
         present = _seen(segments.counts > 0)
         queries_, keys_ = segments.means(query), segments.means(key)  # Q̃ and K̃
-    pooled = F.scaled_dot_product_attention(queries_, key, value, keys, scale=scale)
+    pooled = attention(queries_, key, value, keys, scale=scale)
     if middle_matrix:
         pooled = _inverted(queries_, keys_, pooled, scale, iterations)
     if mask is not None and segments is not None:
         # Where each landmark is one position, K̃ = K and softmax(s Q K̃ᵀ) V is exact.
         covered = mask.sum(-1) <= num_landmarks
         pooled = torch.where(covered[:, None, None, None], segments.means(value), pooled)
-    return F.scaled_dot_product_attention(query, keys_, pooled, present, scale=scale)
+    return attention(query, keys_, pooled, present, scale=scale)
 
 
 def _seen(mask: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def _inverted(
     with _without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
         matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
-        return torch.bmm(iterate(matrix, iterations), y).view_as(pooled).to(pooled.dtype)
+        return torch.bmm(iterate_stochastic(matrix, iterations), y).view_as(pooled).to(pooled.dtype)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

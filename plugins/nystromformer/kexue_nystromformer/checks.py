@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kexue.core.errors import ArgumentError
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_mask",
     "check_queries",
     "check_unsupported",
+    "is_plain",
     "padding_mask",
 ]
 
@@ -155,3 +156,16 @@ def check_mask(owner: str, mask: Tensor | None, features: Tensor) -> None:
             f"it with `mask.bool()`.",
             argument="mask",
         )
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors of numbers, and only autograd may follow what is done to them.
+
+    A compiler, the transformations of ``torch.func`` and subclasses want to see known operations.
+    """
+    transformed = getattr(torch._C, "_are_functorch_transforms_active", bool)  # noqa: SLF001
+    return (
+        all(type(x) in {Tensor, nn.Parameter} for x in tensors)
+        and not torch.compiler.is_compiling()
+        and not transformed()
+    )

@@ -295,3 +295,38 @@ def test_rejects(arguments: tuple[Tensor, ...], options: dict[str, Any], message
     with pytest.raises(ArgumentError, match=message) as caught:
         call(*arguments, **options)
     assert f"`{caught.value.argument}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [65, 511, 512, 513, 1300])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_blocks_give_what_the_fused_kernel_gives(batch: int, length: int) -> None:
+    q, k, v = sequences(batch, 3, length, 8)
+    q, k = 30 * q, k - 2  # sharp: the greatest score moves from block to block
+    recorded = nystrom_attention(q.clone().requires_grad_(), k, v, num_landmarks=64)
+    torch.testing.assert_close(
+        nystrom_attention(q, k, v, num_landmarks=64), recorded.detach(), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_blocks_leave_values_of_another_width_and_views_alone() -> None:
+    joined = sequences(2, 700, 48)[0]
+    q, k, v = (
+        torch.unflatten(x, 2, (4, -1)).transpose(1, 2) for x in joined.split([12, 12, 24], 2)
+    )
+    before = joined.clone()
+    alone = torch.cat([nystrom_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in (0, 1)])
+    torch.testing.assert_close(nystrom_attention(q, k, v), alone, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(joined, before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_one_sample_at_a_time() -> None:
+    q, k, v = sequences(3, 2, 9, 4)
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nystrom_attention(q[None], k[None], v[None], num_landmarks=4).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss))(q, k, v)
+    q.requires_grad_()
+    whole = nystrom_attention(q, k, v, num_landmarks=4).square().sum()
+    torch.testing.assert_close(each, torch.autograd.grad(whole, q)[0], rtol=1e-9, atol=1e-9)
