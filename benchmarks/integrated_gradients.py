@@ -6,9 +6,10 @@ sum, and ours the fewest nodes whose mean completeness error is not larger, foun
 starts; both errors, over the mean difference of the outputs, stand in the case. Both return the
 completeness error. A loop over the steps, as in the post's script, is there for scale.
 
-Floor: n forward and backward passes of each row, and the two forward passes of the error. With
-convolutions ours is within a tenth of it, so that at equal nodes little can be gained; a small
-perceptron is bound by memory, where captum repeats, scales and stacks all points of all rows.
+Floor: n forward and backward passes of each row, and the two forward passes of the error, which are
+points of the same pass where all fit into it. With convolutions ours is within a tenth of it, so
+that at equal nodes little can be gained; a small perceptron is bound by memory, where captum
+repeats, scales and stacks all points of all rows.
 """
 
 from __future__ import annotations

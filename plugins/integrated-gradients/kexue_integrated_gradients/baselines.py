@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,8 @@ def _broadcast(baseline: Any, inputs: Tensor) -> Tensor:
             f"`baselines` must be numbers or tensors. Found {type(baseline).__name__}.",
             argument="baselines",
         )
+    if not isinstance(baseline, Tensor) and math.isfinite(baseline):
+        return torch.full_like(inputs, baseline)
     tensor = torch.as_tensor(baseline, device=inputs.device).detach().to(inputs.dtype)
     if not torch.isfinite(tensor).all():
         raise ArgumentError("`baselines` must be finite. Found NaN or inf.", argument="baselines")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,10 @@ def integrate(
 def _integrate(
     score: Score, start: _Tensors, end: _Tensors, quadrature: tuple[Any, Any], max_rows: int
 ) -> Attributions:
+    if 0 < score.rows * (len(quadrature[0]) + 2) <= max_rows:
+        found = _at_once(score, start, end, quadrature)
+        if found is not None:
+            return found
     exact = torch.promote_types(end[0].dtype, torch.float32)
     blocks = [
         slice(first, min(first + max_rows, score.rows)) for first in range(0, score.rows, max_rows)
@@ -79,6 +84,53 @@ def _integrate(
             raise _not_finite(score, start, differences, points, total)
     together = sum(v.to(exact)[..., None].flatten(1).sum(1) for v in values)
     return Attributions(values, together - (outputs - baseline_outputs), outputs, baseline_outputs)
+
+
+def _at_once(
+    score: Score, start: _Tensors, end: _Tensors, quadrature: tuple[Any, Any]
+) -> Attributions | None:
+    """Integrate with one forward pass, which the ends of the lines are points of.
+
+    Returns:
+        None where something does not fit, is not finite or not in full precision: the passes that
+        follow then find out what, of the rows as they were given.
+    """
+    device, exact = end[0].device, end[0].dtype
+    full = exact in {torch.float32, torch.float64}
+    if not full or torch.is_autocast_enabled(device.type):
+        return None
+    points, shares = (
+        np.concatenate([[first], q, [last]])
+        for q, first, last in zip(quadrature, (0, 0), (1, 0), strict=True)
+    )
+    alphas = torch.as_tensor(points, dtype=exact, device=device)
+    differences = tuple(x - b for x, b in zip(end, start, strict=True))
+    path = []
+    for x, b, d in zip(end, start, differences, strict=True):
+        line = torch.addcmul(b, alphas.to(d.dtype).view(-1, *[1] * d.ndim), d)
+        line[-1] = x  # not b + (x - b)
+        path.append(line.flatten(0, 1).requires_grad_())
+    try:
+        outputs = score(tuple(path), slice(0, score.rows), len(points))
+        weights = torch.as_tensor(shares, dtype=outputs.dtype, device=outputs.device)
+        weights = weights.repeat_interleave(score.rows)
+        gradients = torch.autograd.grad(
+            outputs, path, weights, allow_unused=True, materialize_grads=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 -- raised again, of the rows as they were given
+        return None
+    values = tuple(
+        g.view(len(points), *d.shape)[1:-1].sum(0).mul_(d)
+        for g, d in zip(gradients, differences, strict=True)
+    )
+    every = outputs.detach().to(exact).view(len(points), score.rows)
+    together = sum(v.reshape(score.rows, -1).sum(1) for v in values)
+    error = together - (every[-1] - every[0])
+    if not torch.isfinite(error).all():
+        return None
+    return Attributions(values, error, every[-1], every[0])
 
 
 def _weighted(shares: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:

@@ -65,9 +65,9 @@ def integrated_gradients(
 
     ``rule`` chooses the nodes. Gauss–Legendre needs the fewest, and none at the ends, where a
     gradient may be infinite; ``"right"`` is the sum of the paper (its eq. 3), and ``"left"`` that
-    of the post, which walks from x to x̄. The completeness error is measured with two more forward
-    passes. A module is evaluated as in ``eval()`` and left as it was; modules behind a plain
-    function are the caller's to set.
+    of the post, which walks from x to x̄. The completeness error takes two more points, the
+    ends. A module is evaluated as in ``eval()`` and left as it was; modules behind a plain function
+    are the caller's to set.
 
     Args:
         model: A module, or any function of tensors ``[batch, ...]``, whose output is ``[batch]``
@@ -147,10 +147,11 @@ def _rows_within(inputs: _Tensors) -> int:
 
 
 def _warn(found: Attributions, tolerance: float, rule: str, steps: int) -> None:
-    wrong = float(found.error.abs().sum())
+    if found.relative_error <= tolerance:
+        return
     rounding = torch.finfo(found.error.dtype).eps ** 0.5
     size = sum(float(v.abs().sum()) for v in found.values)
-    if found.relative_error <= tolerance or wrong <= rounding * size:
+    if float(found.error.abs().sum()) <= rounding * size:
         return
     remedy = "" if rule == "gauss-legendre" else ", or `rule='gauss-legendre'`"
     warnings.warn(

@@ -325,3 +325,27 @@ def test_a_compiled_model() -> None:
     compiled = torch.compile(model, backend="aot_eager")
     wanted = integrated_gradients(model, x, target=0).values
     torch.testing.assert_close(integrated_gradients(compiled, x, target=0).values, wanted)
+
+
+def test_one_forward_pass_where_all_points_fit_into_it() -> None:
+    sizes: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return (x**3).sum(1)
+
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    whole = integrated_gradients(model, x, baselines=0.5, steps=5)
+    assert sizes == [2 * (5 + 2)]
+    apart = integrated_gradients(model, x, baselines=0.5, steps=5, max_rows=13)
+    assert max(sizes[1:]) <= 13
+    for one, other in zip(whole, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_an_error_of_the_model_is_of_the_rows_as_given() -> None:
+    def model(x: Tensor) -> Tensor:
+        raise ValueError(f"{len(x)} rows")
+
+    with pytest.raises(ValueError, match="^3 rows$"):
+        integrated_gradients(model, torch.ones(3, 2))
