@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 
-__all__ = ["Row", "compare", "transformer_shapes"]
+__all__ = ["Row", "compare", "peak_megabytes", "transformer_shapes"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,35 @@ def compare(
         low,
         high,
     )
+
+
+def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """Return by how much a call raises the peak of the memory of a fresh process.
+
+    Args:
+        prepare: Makes the call, of inputs that do not count; a function of a module.
+        arguments: What it is given.
+    """
+    with get_context("spawn").Pool(1) as fresh:  # a process that has not held more before
+        return fresh.apply(_raised, (prepare, arguments))
+
+
+def _raised(prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> float:
+    call = prepare(*arguments)
+    with contextlib.suppress(OSError):  # Linux: the peak starts again from what is held now
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _peak_bytes()
+    call()
+    return (_peak_bytes() - before) / 1e6
+
+
+def _peak_bytes() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent held, too
+        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return 1024 * float(line.split()[1])
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(usage if sys.platform == "darwin" else 1024 * usage)
 
 
 def transformer_shapes(

@@ -16,16 +16,12 @@ gradient, 15 ms at 20,000 tags on one core.
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Row, compare
+from harness import Row, compare, peak_megabytes
 from torch import Tensor
 from torchcrf import CRF
 
@@ -123,9 +119,9 @@ def _losses(shape: tuple[int, int, int], pairs: int) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for way, mine in (("both", ours), ("forward", alone)):
+        for way, step in (("both", ours), ("forward", alone)):
             task = f"loss and gradient, {way}, one thread"
-            yield compare(task, case, mine, whole, peer_name="cross-entropy", pairs=pairs)
+            yield compare(task, case, step, whole, peer_name="cross-entropy", pairs=pairs)
     finally:
         torch.set_num_threads(threads)
 
@@ -148,22 +144,10 @@ def _decoders(shape: tuple[int, int, int], pairs: int) -> Iterator[Row]:
         yield compare(task, case, ours, theirs, peer_name="torchcrf.CRF", pairs=pairs)
 
 
-def _peak_megabytes() -> float:
-    """Return by how much a step with many tags raises the peak of this process's memory."""
+def _large_step() -> Callable[[], object]:
     emissions, labels, _ = _data(*LARGE)
     memm = MEMM(LARGE[2], rank=32)
-    before = _peak_bytes()
-    _step(memm, (emissions, labels), [emissions, memm.left, memm.right])()
-    return (_peak_bytes() - before) / 1e6
-
-
-def _peak_bytes() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the parent held, too
-        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
-        return 1024 * float(line.split()[1])
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(usage if sys.platform == "darwin" else 1024 * usage)
+    return _step(memm, (emissions, labels), [emissions, memm.left, memm.right])
 
 
 def _large(pairs: int) -> Row:
@@ -172,8 +156,7 @@ def _large(pairs: int) -> Row:
     memm = MEMM(LARGE[2], rank=32)
     inputs = [emissions, memm.left, memm.right]
     ours = _step(memm, (emissions, labels), inputs)
-    with get_context("spawn").Pool(1) as fresh:  # a process that has not held more before
-        megabytes = fresh.apply(_peak_megabytes)
+    megabytes = peak_megabytes(_large_step)
     return compare(
         "loss and gradient, both",
         f"{' x '.join(map(str, LARGE))}, rank 32 (ours: {megabytes:.0f} MB more)",

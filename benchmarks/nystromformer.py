@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Row, compare
+from harness import Row, compare, peak_megabytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +30,7 @@ _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 _HEADS, _WIDTH, _LANDMARKS = 8, 64, 64
 _PEER = "nystrom-attention (lucidrains)"
 _EXACT = "scaled_dot_product_attention"
+_How = Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[], object]]
 
 
 def rows(*, quick: bool = False) -> Iterator[Row]:
@@ -53,15 +54,17 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
             theirs = _bare(peer, _HEADS)
             for task, how in (("attention", _forward), ("attention, gradient", _gradient)):
                 ours = how(_ours, joined)
-                yield compare(task, case, ours, how(theirs, joined), peer_name=_PEER, pairs=pairs)
+                held = _memory(case, how, length, "peer")
+                yield compare(task, held, ours, how(theirs, joined), peer_name=_PEER, pairs=pairs)
             yield compare("layer", case, *_layers(peer, length), peer_name=_PEER, pairs=pairs)
         ours, exact = _forward(_ours, joined), _forward(_exact, joined)
         few = min(pairs, max(5, 40960 // length))  # a call takes seconds at the end
-        yield compare("attention", case, ours, exact, peer_name=_EXACT, pairs=few, warmup=1)
+        held = _memory(case, _forward, length, "exact")
+        yield compare("attention", held, ours, exact, peer_name=_EXACT, pairs=few, warmup=1)
         if length <= 4096:  # the gradient of the exact one takes seconds beyond
             ours, exact = _gradient(_ours, joined), _gradient(_exact, joined)
-            task = "attention, gradient"
-            yield compare(task, case, ours, exact, peer_name=_EXACT, pairs=pairs)
+            task, held = "attention, gradient", _memory(case, _gradient, length, "exact")
+            yield compare(task, held, ours, exact, peer_name=_EXACT, pairs=pairs)
 
 
 def _split(joined: Tensor) -> list[Tensor]:
@@ -101,6 +104,21 @@ def _gradient(attention: Callable[[Tensor], Tensor], joined: Tensor) -> Callable
         attention(leaf).backward(upstream)  # type: ignore[no-untyped-call]
 
     return step
+
+
+def _memory(case: str, how: _How, length: int, peer: str) -> str:
+    """Add to the case how much memory a call takes beyond its inputs."""
+    ours, theirs = (peak_megabytes(_prepared, how, who, length) for who in ("ours", peer))
+    return f"{case}: {ours:.0f} MB, peer {theirs:.0f} MB"
+
+
+def _prepared(how: _How, who: str, length: int) -> Callable[[], object]:
+    if who == "peer":
+        attention = _bare(importlib.import_module("nystrom_attention").NystromAttention, _HEADS)
+    else:
+        attention = _ours if who == "ours" else _exact
+    how(attention, torch.randn(1, _LANDMARKS + 1, 3 * _HEADS * _WIDTH))()  # what is made once
+    return how(attention, torch.randn(1, length, 3 * _HEADS * _WIDTH))
 
 
 def _layers(
