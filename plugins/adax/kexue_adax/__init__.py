@@ -53,4 +53,23 @@ def kexue_components() -> list[Component]:
 @hookimpl
 def kexue_experiments() -> list[Experiment]:
     """Return what measures the claims."""
-    return []
+    return [
+        Experiment(
+            "forms",
+            "kexue_adax.experiments:forms",
+            "The average beside the growing sum, also where that overflows.",
+            references=(_POST, _PAPER),
+        ),
+        Experiment(
+            "decay",
+            "kexue_adax.experiments:shares",
+            "The decays of Adam, Adafactor and AdaX, and where a short memory leads.",
+            references=(_POST, _PAPER),
+        ),
+        Experiment(
+            "training",
+            "kexue_adax.training:training",
+            "Digits with Adam and AdaX; and with the three decays, all else equal.",
+            references=(_POST, _PAPER),
+        ),
+    ]

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from kexue.core import ArgumentError, Example, Optimizer
 from kexue_adax.stepping import Bucket, at_once, may_fuse, state_dtype, step_bucket
-from kexue_adax.tensors import local, pieces, touched
+from kexue_adax.tensors import own_parts, pieces, touched
 
 __all__ = ["AdaX", "AdaXW"]
 
@@ -57,11 +57,12 @@ class AdaX(Optimizer):
     r"""AdaX: θ ← θ − α m / √(v̂ + ε), where v̂ averages ever more of the past squared gradients.
 
     The state is two numbers per parameter, as Adam's; of float16 and bfloat16 parameters it is
-    float32, and so is the arithmetic. Beside the state a step needs no memory with the fused
-    kernel; with lists, the greater of 2¹⁸ numbers (2²⁴ off the CPU) and the largest parameter,
-    and three times as much for 16-bit parameters. NaN and infinities in a gradient go into the
-    state and the parameter, as in torch.optim; GradScaler skips such steps, and
-    ``torch.nn.utils.clip_grad_norm_(…, error_if_nonfinite=True)`` refuses them.
+    float32, and so is the arithmetic. The fused kernel needs no memory beside the state; lists
+    need that of 2¹⁸ numbers (2²⁴ off the CPU), once, and once more each for ``maximize`` and for
+    weight decay that is not decoupled. 16-bit parameters need it twice with either. NaN and
+    infinities in a gradient go into the state and the parameter, as in torch.optim; GradScaler
+    skips such steps, and ``torch.nn.utils.clip_grad_norm_(…, error_if_nonfinite=True)`` refuses
+    them.
 
     Args:
         params: Parameters of shape ``[*any]``, or groups of them. Complex ones are stepped as pairs
@@ -126,6 +127,7 @@ class AdaX(Optimizer):
             "fused": fused,
         }
         self._check(defaults)
+        self._warn(betas[1], stacklevel=2 + (type(self) is AdaXW))
         if not isinstance(params, Tensor):  # which torch refuses
             params = list(params)
             if not params:
@@ -147,6 +149,8 @@ class AdaX(Optimizer):
         """
         group = dict(param_group)
         self._check({**self.defaults, **group})
+        if "betas" in group:
+            self._warn(group["betas"][1], stacklevel=2)
         given = group["params"]
         group["params"] = [given] if isinstance(given, Tensor) else list(given)
         known = {id(p) for other in self.param_groups for p in other["params"]}
@@ -244,11 +248,14 @@ class AdaX(Optimizer):
                     f"`{name}` of {self._name} must be {condition}. Found {settings[name]!r}.",
                     argument=name,
                 )
-        if betas[1] > _TYPICAL:
+
+    def _warn(self, beta2: float, stacklevel: int) -> None:
+        """Warn of Adam's decay in place of a growth rate."""
+        if beta2 > _TYPICAL:
             warnings.warn(
                 f"The second of `betas` of {self._name} is a growth rate, typically 1e-4. Found "
-                f"{betas[1]!r}. Adam's decay of 0.999 is no value for it.",
-                stacklevel=4,
+                f"{beta2!r}, which looks like a decay of Adam.",
+                stacklevel=stacklevel + 1,
             )
 
     def _with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
@@ -278,8 +285,7 @@ class AdaX(Optimizer):
                 dtype = state_dtype(p)
                 state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
                 state["exp_avg_sq_hat"] = torch.zeros_like(p, dtype=dtype)
-            own = (p, p.grad, state["exp_avg"], state["exp_avg_sq_hat"])
-            tensors = [local(tensor, p) for tensor in own if tensor is not None]
+            tensors = own_parts((p, p.grad, state["exp_avg"], state["exp_avg_sq_hat"]))
             weight = tensors[0]
             if not weight.numel():  # other processes have all of it
                 continue
@@ -288,10 +294,12 @@ class AdaX(Optimizer):
             alone = len(alike) if group["foreach"] is False and not fused else 0
             key = (weight.device, weight.dtype, tensors[1].dtype, step, fused, alone)
             for piece in pieces(tensors, most):
-                bucket = alike.setdefault(key, Bucket(step, fused))
-                if bucket.numbers and bucket.numbers + piece[0].numel() > most:
+                bucket = alike.get(key)
+                if bucket is not None and bucket.numbers + piece[0].numel() > most:
                     yield alike.pop(key)
-                    bucket = alike.setdefault(key, Bucket(step, fused))
+                    bucket = None
+                if bucket is None:
+                    bucket = alike[key] = Bucket(step, fused)
                 bucket.add(piece)
         yield from alike.values()
 

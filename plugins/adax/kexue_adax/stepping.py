@@ -49,10 +49,12 @@ class Bucket:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Add a weight, its gradient, and its two moments."""
-        lists = (self.weights, self.grads, self.moments, self.seconds)
-        for those, tensor in zip(lists, tensors, strict=True):
-            those.append(tensor)
-        self.numbers += tensors[0].numel()
+        weight, gradient, moment, second = tensors
+        self.weights.append(weight)
+        self.grads.append(gradient)
+        self.moments.append(moment)
+        self.seconds.append(second)
+        self.numbers += weight.numel()
 
 
 def state_dtype(parameter: Tensor) -> torch.dtype:
@@ -74,15 +76,11 @@ def at_once(weight: Tensor, *, fused: bool) -> float:
 
 def may_fuse(group: dict[str, Any], step: int, tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can step them: it takes them for one stretch of memory each."""
-    wanted = group["fused"] or (group["fused"] is None and group["foreach"] is None)
-    # v̂ + ε comes about by an addition before β̂_t, which is 0 in the first step
-    possible = step > 1 or group["eps_mode"] != "inside"
-    return (
-        wanted
-        and possible
-        and has_fused(tensors[0].device.type)
-        and all(t.is_contiguous() for t in tensors)
-    )
+    if group["fused"] is False or (group["fused"] is None and group["foreach"] is not None):
+        return False
+    if step == 1 and group["eps_mode"] == "inside":
+        return False  # v̂ + ε comes about by an addition before β̂_t, which is 0 in the first step
+    return has_fused(tensors[0].device.type) and all([t.is_contiguous() for t in tensors])  # noqa: C419
 
 
 def _decays(beta2: float, step: int, dtype: torch.dtype) -> tuple[float, float]:

@@ -11,29 +11,41 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["distributed", "local", "pieces", "touched"]
+__all__ = ["distributed", "own_parts", "pieces", "touched"]
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def distributed(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor, also where torch is built without them."""
-    return hasattr(tensor, "placements")
+    # a plain tensor or parameter is told by its type: this is asked of each parameter in each step
+    return type(tensor) not in _PLAIN and hasattr(tensor, "placements")
 
 
-def local(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a tensor, laid out as ``like``; complex as pairs of reals.
+def own_parts(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return this process's parts, laid out as the first; complex numbers as pairs of real ones.
 
     Args:
-        tensor: A parameter, its gradient or its state, shape ``[*any]``.
-        like: The parameter, shape ``[*any]``.
+        tensors: A parameter, its gradient and its state, shapes ``[*any]``.
 
     Returns:
-        A view of ``tensor``, unless its placements had to be made those of ``like``.
+        Views, but for a gradient whose placements had to be made those of the parameter.
     """
-    if distributed(tensor):
-        if distributed(like) and tensor.placements != like.placements:
-            tensor = tensor.redistribute(placements=like.placements)
-        tensor = tensor.to_local()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    found = [t for t in tensors if t is not None]
+    first = found[0]
+    if distributed(first):
+        found = [_local(t, first) for t in found]
+    return [torch.view_as_real(t) for t in found] if first.is_complex() else found
+
+
+def _local(tensor: Tensor, like: DTensor) -> Tensor:
+    if not distributed(tensor):
+        return tensor
+    if tensor.placements != like.placements:
+        tensor = tensor.redistribute(placements=like.placements)
+    part: Tensor = tensor.to_local()
+    return part
 
 
 def pieces(tensors: Sequence[Tensor], most: float) -> list[tuple[Tensor, ...]]:
@@ -43,8 +55,7 @@ def pieces(tensors: Sequence[Tensor], most: float) -> list[tuple[Tensor, ...]]:
         tensors: Of one shape ``[*any]``; they are left whole if one is not contiguous.
         most: How many numbers in a piece.
     """
-    whole = tensors[0].numel() <= most
-    if whole or not all(t.is_contiguous() for t in tensors):
+    if tensors[0].numel() <= most or not all(t.is_contiguous() for t in tensors):
         return [tuple(tensors)]
     return list(zip(*(torch.split(t.view(-1), int(most)) for t in tensors), strict=True))
 
