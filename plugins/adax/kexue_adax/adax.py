@@ -59,7 +59,7 @@ class AdaX(Optimizer):
     The state is two numbers per parameter, as Adam's; of float16 and bfloat16 parameters it is
     float32, and so is the arithmetic. The fused kernel needs no memory beside the state; lists
     need that of 2¹⁸ numbers (2²⁴ off the CPU), once, and once more each for ``maximize`` and for
-    weight decay that is not decoupled. 16-bit parameters need it twice with either. NaN and
+    weight decay that is not decoupled. 16-bit parameters need it twice more with either. NaN and
     infinities in a gradient go into the state and the parameter, as in torch.optim; GradScaler
     skips such steps, and ``torch.nn.utils.clip_grad_norm_(…, error_if_nonfinite=True)`` refuses
     them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -17,7 +18,7 @@ from kexue_adax.decay import adafactor_share, adam_share, adax_share
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["SHARES", "forms", "shares"]
+__all__ = ["SHARES", "forms", "one_thread", "shares"]
 
 _POST = "https://kexue.fm/archives/7387"
 _PAPER = "https://arxiv.org/abs/2004.09740"
@@ -29,13 +30,25 @@ SHARES: dict[str, Callable[[int], float]] = {
 _HORIZON = 1_000_000
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep threads from waiting for each other over tensors as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # -- two forms -----------------------------------------------------------------------------------
 
 
 def forms(context: Context) -> Report:
     """Compare the average v̂ with the growing v of the paper's code, also where v overflows."""
-    near = {dtype: _side_by_side(context.seeds, dtype, 1e-4, _NEAR)[0] for dtype in _BOUNDS}
-    error, lost = _side_by_side(context.seeds, torch.float32, 1e-2, _FAR)
+    with one_thread():
+        near = {dtype: _side_by_side(context.seeds, dtype, 1e-4, _NEAR)[0] for dtype in _BOUNDS}
+        error, lost = _side_by_side(context.seeds, torch.float32, 1e-2, _FAR)
     claims = [
         Claim(
             "The average v̂ with β̂_t = 1 − β₂ / ((1 + β₂)^t − 1) gives the steps of the growing v.",
@@ -137,7 +150,8 @@ def shares(context: Context) -> Report:
     falls = {n: all(a >= b for a, b in pairwise(v)) for n, v in values.items()}
     first = {name: 1 - line[0] for name, line in values.items()}
     last = {name: line[-1] for name, line in values.items()}
-    adam, ours = (_reddi(make) for make in (torch.optim.Adam, AdaX))
+    with one_thread():
+        adam, ours = (_reddi(make) for make in (torch.optim.Adam, AdaX))
     claims = [
         Claim(
             "The decay of AdaX, like Adafactor's, goes from 0 to 1.",

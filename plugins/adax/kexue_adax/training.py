@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.lab.data import digits
 from kexue.core.text import spread
 from kexue_adax.adax import AdaX
-from kexue_adax.experiments import SHARES
+from kexue_adax.experiments import SHARES, one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -48,7 +47,7 @@ def training(context: Context) -> Report:
     found: dict[tuple[str, float], _Run] = {}
     with context.progress.task("digits", len(makes)) as bar:
         for key, make in makes.items():
-            with _one_thread():
+            with one_thread():
                 found[key] = _train(data, epochs, make)
             bar.advance()
     alike = {
@@ -226,17 +225,6 @@ def _train(data: _Data, epochs: int, make: Callable[[Any], torch.optim.Optimizer
         train, test = (data.loss(model, rows).tolist() for rows in (data.train, data.test))
     restless = torch.stack(changes).mean(0).tolist()
     return _Run(train, test, restless, torch.stack(losses))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep threads from waiting for each other over tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _roots(optimizer: torch.optim.Optimizer) -> Tensor:
