@@ -1,8 +1,8 @@
 """One optimizer step over a hundred tensors.
 
-Peers: torch.optim.Adafactor, with and without foreach, and transformers' Adafactor, if it is
-installed. All are given one learning rate, without momentum and decay; torch's differs from ours in
-ε₁ only. One step of each is compared before the clock starts.
+Peers: torch.optim.Adafactor, with and without foreach, and those of transformers and
+pytorch_optimizer, if they are installed. All are given one learning rate, without momentum and
+decay; torch's differs from ours in ε₁ only. One step of each is compared before the clock starts.
 
 Floor: a step must read the gradient twice, read the parameter twice (its RMS, then the update) and
 write it once, 20 bytes per number in float32. Ours moves some 44 in matrices that are not stacked,
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Row, compare
+from harness import Row, compare, transformer_shapes
 from torch import nn
 
 from kexue_adafactor import Adafactor
@@ -35,7 +35,12 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
     Args:
         quick: Only the smallest case, and fewer pairs.
     """
-    cases = {"small": _small(), "transformer": _transformer(), "all different": _different()}
+    cases = {
+        "small": _small(),
+        "transformer": _transformer(),
+        "all different": _different(),
+        "large transformer": transformer_shapes(),
+    }
     peers = list(_peers())
     pairs = 5 if quick else 15
     for name, shapes in list(cases.items())[:1] if quick else cases.items():
@@ -52,13 +57,21 @@ def _peers() -> Iterator[tuple[str, Callable[..., torch.optim.Optimizer], dict[s
     for foreach in (True, False):
         name = f"torch.optim.Adafactor, foreach={foreach}"
         yield name, torch.optim.Adafactor, {"lr": _RATE, "foreach": foreach}
-    try:
-        theirs = importlib.import_module("transformers.optimization").Adafactor
-    except ImportError:
-        print("adafactor: transformers is not installed, its rows are left out.", file=sys.stderr)
-        return
-    settings = {"lr": _RATE, "relative_step": False, "scale_parameter": True}
-    yield "transformers.Adafactor", theirs, settings
+    # pytorch_optimizer has a first moment unless told not to, and caps β̂ at the second beta
+    fixed = {"lr": _RATE, "relative_step": False, "scale_parameter": True}
+    others: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "transformers.Adafactor": ("transformers.optimization", "Adafactor", fixed),
+        "pytorch_optimizer.AdaFactor": (
+            "pytorch_optimizer", "AdaFactor", {**fixed, "betas": (None, 0.999)},
+        ),
+    }  # fmt: skip
+    for name, (module, attribute, settings) in others.items():
+        try:
+            theirs = getattr(importlib.import_module(module), attribute)
+        except ImportError:
+            print(f"adafactor: {module} is not installed, its rows are left out.", file=sys.stderr)
+            continue
+        yield name, theirs, settings
 
 
 def _small() -> Shapes:
