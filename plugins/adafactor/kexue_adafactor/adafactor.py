@@ -38,6 +38,7 @@ from torch import Tensor
 
 from kexue.core import ArgumentError, Example, Optimizer
 from kexue_adafactor.rounding import stochastic_round
+from kexue_adafactor.tiny import are_tiny, means, scaled
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -274,6 +275,8 @@ class Adafactor(Optimizer):
         parts = (
             _whole(gradient, states, share, steps, group)
             if dims is None
+            else _tiny_factors(gradient, states, share, steps, group)
+            if dims == (first.ndim - 2, first.ndim - 1) and are_tiny(gradient)
             else _factors(gradient, states, share, steps, group)
         )
         self._apply(group, parameters, weights, parts, dims)
@@ -562,3 +565,23 @@ def _factors(
         steps = _clipped(steps, sums, gradient.numel() // len(gradient), group["clip"])
     by_row = by_row * _along(steps, by_row)
     return torch.mul(gradient, by_row.unsqueeze(-1), out=square), by_column.unsqueeze(-2)
+
+
+def _tiny_factors(
+    gradient: Tensor,
+    states: list[dict[str, Any]],
+    share: float,
+    steps: Tensor,
+    group: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """Return the change of matrices so small that u is formed: see :mod:`kexue_adafactor.tiny`."""
+    now = means(gradient.square())
+    rows, columns = (
+        _decayed(states, name, statistics.add_(group["eps1"]), share)
+        for name, statistics in zip(("row", "column"), now, strict=True)
+    )
+    update = scaled(gradient, rows.rsqrt() * rows.mean(-1, keepdim=True).sqrt(), columns.rsqrt())
+    if group["clip"] is not None:
+        sums = _sums(update.square())
+        steps = _clipped(steps, sums, update.numel() // len(update), group["clip"])
+    return update.mul_(_along(steps, update)), None
