@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kexue.core.errors import ArgumentError, did_you_mean
 from kexue.core.loading import load_target
 
-__all__ = ["PROBLEMS", "Problem", "make_problem"]
+__all__ = ["PROBLEMS", "Problem", "loss_of", "make_problem"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ def quadratic(**where: Any) -> Problem:
     return _plane("quadratic", (2.0, 1.0), lambda x, y: 0.5 * (x**2 + 100 * y**2), where)
 
 
+def ravine(**where: Any) -> Problem:
+    """A narrow valley that lies askew: ½ (u² + 400 v²), axes at 30°, from (−3, −1)."""
+    long, short = 3**0.5 / 2, 0.5
+    return _plane(
+        "ravine",
+        (-3.0, -1.0),
+        lambda x, y: 0.5 * ((long * x + short * y) ** 2 + 400 * (long * y - short * x) ** 2),
+        where,
+    )
+
+
 def beale(**where: Any) -> Problem:
     """Beale's function with its flat regions, from (1, 1)."""
     return _plane(
@@ -69,8 +80,33 @@ def beale(**where: Any) -> Problem:
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "rosenbrock": rosenbrock,
     "quadratic": quadratic,
+    "ravine": ravine,
     "beale": beale,
 }
+
+
+def loss_of(problem: Problem) -> Tensor:
+    """Return the loss where the parameters are.
+
+    Raises:
+        ArgumentError: If it is not one number that depends on them.
+    """
+    loss: Any = problem.loss()
+    found = None
+    if not isinstance(loss, Tensor):
+        found = type(loss).__name__
+    elif loss.numel() != 1 or loss.is_complex():
+        found = f"{loss.dtype} of shape {list(loss.shape)}"
+    elif torch.is_grad_enabled() and not loss.requires_grad:
+        found = "one that depends on no parameter"
+    if found is not None:
+        raise ArgumentError(
+            f"The loss of {problem.name} must be a tensor of one real number, computed from the "
+            f"parameters by torch. Found {found}.",
+            argument="problem",
+        )
+    value: Tensor = loss.reshape(())
+    return value
 
 
 def make_problem(
@@ -79,7 +115,8 @@ def make_problem(
     """Return a built-in problem, or what ``file.py:function`` returns.
 
     The function takes nothing and returns a :class:`Problem`, or a pair of a tensor, a list of
-    tensors or a module, and a function that computes the loss from them.
+    tensors or a module, and a function that computes the loss from them. There must be a parameter,
+    and none may be there twice.
 
     Args:
         name: One of :data:`PROBLEMS`, or ``file.py:function``.
@@ -100,6 +137,7 @@ def make_problem(
     function: Any = load_target(name)
     made = function() if callable(function) else function
     if isinstance(made, Problem):
+        _parameters(name, made.parameters)
         return made
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
         raise ArgumentError(
@@ -121,4 +159,15 @@ def _parameters(name: str, given: Any) -> list[nn.Parameter]:
                 f"torch.nn.Parameter. Found {type(parameter).__name__}.",
                 argument="problem",
             )
+    different = len({id(parameter) for parameter in parameters})
+    if not different:
+        raise ArgumentError(
+            f"{name} must return at least one parameter. Found none.", argument="problem"
+        )
+    if different < len(parameters):
+        raise ArgumentError(
+            f"The parameters of {name} must be different from each other. Found "
+            f"{len(parameters)}, of which {different} are. Leave out what is there twice.",
+            argument="problem",
+        )
     return parameters

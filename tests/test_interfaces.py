@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kexue.core.component import PAD, Component, Example
-from kexue.core.errors import ArgumentError, FileFormatError, UsageError
+from kexue.core.errors import ArgumentError, FileFormatError, UsageError, WorkError
 from kexue.core.files import read_arrays, write_arrays
 from kexue.core.interfaces.decoder import Decoder, DecodeResult
 from kexue.core.interfaces.generator import Generator
@@ -107,6 +107,19 @@ class Halving(Descent):
 
     def __init__(self, params: Any, lr: float = 1e-3) -> None:
         super().__init__(params, lr / 2)
+
+
+class Silent(Descent):
+    """Gradient descent that forgets to return the loss.
+
+    Args:
+        params: What to move.
+        lr: Step.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step."""
+        super().step(closure)
 
 
 class Greedy(nn.Module, Decoder):
@@ -570,6 +583,69 @@ def test_several_optimizers_start_at_one_point_and_are_drawn_together(run: Runne
     assert run.plot(result)
 
 
+def test_the_problem_may_be_an_option(run: Runner) -> None:
+    as_file, as_option = run("descent", "beale", steps=3), run("descent", problem="beale", steps=3)
+    assert as_option.summary["problem"] == "beale"
+    assert torch.equal(as_file.arrays["path"], as_option.arrays["path"])
+    several = run("descent", "optimizer/halving", problem="ravine", steps=3, params=["lr=1e-3"])
+    assert set(several.summary) == {"descent", "halving"}
+    with refused("takes one problem. Found `--problem beale` and ravine", argument="problem"):
+        run("descent", "ravine", problem="beale")
+    with refused("must be one of .*ravine, .* Found 'ravin'", argument="problem"):
+        run("descent", problem="ravin")
+
+
+def test_says_when_each_optimizer_was_at_the_target(run: Runner) -> None:
+    names = ("descent", "optimizer/halving", "quadratic")
+    found = run(*names, steps=30, target=5.0, params=["lr=0.01"])
+    for name, row in found.summary.items():
+        reached = [i for i, loss in enumerate(found.arrays[name].tolist()) if loss <= 5.0]
+        if reached:
+            assert row["steps_to_target"] == reached[0] > 0
+            assert 0 < row["seconds_to_target"] <= 30 / row["steps_per_second"]
+    assert found.summary["descent"]["steps_to_target"] == 1  # the steep direction is gone at once
+    assert run("descent", "quadratic", target=100.0).summary["steps_to_target"] == 0
+    never = run("descent", "quadratic", steps=2, target=-1.0)
+    assert never.summary["steps_to_target"] == never.summary["seconds_to_target"] == "not reached"
+    assert run.plot(never)
+    with refused("`--target` must be finite. Found nan", argument="target"):
+        run("descent", "quadratic", target=math.nan)
+
+
+def test_targets_come_from_the_problem(run: Runner) -> None:
+    assert run("descent", "quadratic", steps=1).summary["target"] == pytest.approx(0.52)
+    path = run.file("mine.py", PROBLEM_FILE)
+    falling = run("descent", f"{path}:falls", steps=5).summary
+    assert falling["best_loss"] == 1.0  # minus infinity is none, nor does it reach anything
+    assert falling["target"] == pytest.approx(1.07)
+    assert falling["steps_to_target"] == 3
+    undefined = run("descent", f"{path}:begins_undefined", steps=2).summary
+    assert math.isnan(undefined["target"])
+    assert undefined["steps_to_target"] == "not reached"
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan"])
+def test_rejects_learning_rates_that_are_none(run: Runner, rate: str) -> None:
+    with refused("`lr` of optimizer/descent must be positive and finite. Found ", argument="lr"):
+        run("descent", "beale", params=[f"lr=.{rate}" if rate in {"inf", "nan"} else f"lr={rate}"])
+
+
+def test_passes_on_what_an_optimizer_says_of_its_settings(run: Runner) -> None:
+    run.registry.register(
+        [Component("optimizer", "sgd", "torch.optim:SGD", "Of torch.")], slug="t", owner="t"
+    )
+    with refused(r"optimizer/sgd takes no such settings \(lr=-1\): Invalid learning rate: -1"):
+        run("optimizer/sgd", "beale", params=["lr=-1"])
+
+
+def test_an_optimizer_returns_the_loss(run: Runner) -> None:
+    name = f"{__name__}:Silent"
+    component = Component("optimizer", "silent", name, "Returns nothing.")
+    run.registry.register([component], slug="s", owner="s")
+    with pytest.raises(WorkError, match=r"`step\(closure\)` of optimizer/silent must return"):
+        run("silent", "beale", steps=1)
+
+
 def test_what_is_set_for_one_of_several_names_it(run: Runner) -> None:
     with refused("`--set other.lr=1` is for no component that was named. Found 'other'"):
         run("descent", "optimizer/halving", "beale", params=["other.lr=1"])
@@ -605,6 +681,28 @@ PROBLEM_FILE = """
         losses = iter([float("nan"), 3.0, 2.0])
         return weight, lambda: weight.sum() * 0 + next(losses)
 
+    def falls():
+        losses = iter([8.0, 4.0, 2.0, 1.0, float("-inf"), 3.0])
+        return weight, lambda: weight.sum() * 0 + next(losses)
+
+    def nothing():
+        return [], lambda: weight.sum()
+
+    def twice():
+        return [weight, weight], lambda: weight.sum()
+
+    def twice_in_a_problem():
+        return Problem("mine", [weight, weight], lambda: weight.sum())
+
+    def many_losses():
+        return weight, lambda: weight * 2
+
+    def no_loss():
+        return weight, lambda: None
+
+    def unrelated():
+        return weight, lambda: torch.ones(())
+
     def number():
         return 3
 
@@ -636,11 +734,27 @@ def test_runs_problems_of_the_user(run: Runner) -> None:
         ("text", "must return a Problem, or parameters and a loss function. Found str"),
         ("constants", "must be tensors that require gradients.* Found Tensor"),
         ("names", "must be tensors that require gradients.* Found str"),
+        ("nothing", "must return at least one parameter. Found none"),
+        ("twice", "must be different from each other. Found 2, of which 1 are"),
+        ("twice_in_a_problem", "must be different from each other. Found 2, of which 1 are"),
     ],
 )
 def test_rejects_problems_of_another_form(run: Runner, function: str, words: str) -> None:
     with refused(words, argument="problem"):
         make_problem(f"{run.file('mine.py', PROBLEM_FILE)}:{function}")
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("many_losses", r"Found torch.float32 of shape \[3\]"),
+        ("no_loss", "Found NoneType"),
+        ("unrelated", "Found one that depends on no parameter"),
+    ],
+)
+def test_rejects_losses_that_are_not_one_number(run: Runner, function: str, words: str) -> None:
+    with refused(f"The loss of .*{function} must be a tensor of one .*{words}", argument="problem"):
+        run("descent", f"{run.file('mine.py', PROBLEM_FILE)}:{function}", steps=1)
 
 
 def test_rejects_problems_that_are_not_there(run: Runner) -> None:
@@ -659,7 +773,11 @@ def test_rejects_problems_that_are_not_there(run: Runner) -> None:
 
 
 def test_problems_have_the_minimum_that_they_claim() -> None:
-    places = {"rosenbrock": (1.0, 1.0), "quadratic": (0.0, 0.0), "beale": (3.0, 0.5)}
+    places = {
+        "rosenbrock": (1.0, 1.0), "quadratic": (0.0, 0.0), "ravine": (0.0, 0.0),
+        "beale": (3.0, 0.5),
+    }  # fmt: skip
+    assert places.keys() == PROBLEMS.keys()
     for name, place in places.items():
         problem = make_problem(name, dtype=torch.float64)
         assert isinstance(problem, Problem)
