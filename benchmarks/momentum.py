@@ -1,7 +1,7 @@
 """One optimizer step over the parameters of a transformer: momentum, Nesterov's, and descent.
 
 Peers: torch.optim.SGD in its default, foreach and fused forms, and SGD of pytorch_optimizer, if it
-is installed, with the same rates. Parameters are compared after three steps before the clock starts.
+is installed, at the same rates. Parameters are compared after three steps before the clock starts.
 
 Floor: a step of momentum must read gradient, velocity and parameter and write the latter two, 20
 bytes per number in float32, which torch's fused kernel does. Ours moves 24, torch's foreach form

@@ -346,8 +346,8 @@ def test_rejects_lists_of_parameters_that_are_none(cls: Any) -> None:
     with pytest.raises(ArgumentError, match=r"`params` of .* at least one parameter. Found none"):
         cls([])
     with pytest.raises(ArgumentError, match="at least one parameter"):
-        cls(p for p in ())
-    p = nn.Parameter(torch.ones(3))
+        cls(iter(()))
+    p: Any = nn.Parameter(torch.ones(3))
     with pytest.raises(ArgumentError, match=r"different .* shape \[3\] twice\. Leave") as caught:
         cls([p, p])
     assert caught.value.argument == "params"

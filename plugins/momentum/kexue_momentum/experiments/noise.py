@@ -54,7 +54,7 @@ def noise(context: Context) -> Report:
         Figure(
             "Heat without and with friction",
             partial(_plot_heat, heated),
-            "Variance of 20 000 balls in the bowl L = θ²/2 under noise of strength 1.",
+            "Variance of many balls in the bowl L = θ²/2 under noise of strength 1.",
         ),
         Figure(
             "Batches and noise, digits",
@@ -75,20 +75,22 @@ def noise(context: Context) -> Report:
             [[lr, batch, spread(found, 4)] for (lr, batch), found in left.items()],
         ),
     ]
-    notes = [
+    white = (
         "ξ is white noise of unit strength: ⟨ξ(t)ξ(s)⟩ = δ(t − s), a step of γ adds √γ σ ξ. If the "
-        "post meant 2δ, its (9) is right as it stands.",
+        "post meant 2δ, its (9) is right as it stands."
+    )
+    about = (
         f"Digits: softmax regression on all 1797 images, weight decay {_DECAY}, batches drawn with "
-        "replacement.",
-    ]
-    return Report(claims, tables, figures, notes)
+        "replacement."
+    )
+    return Report(claims, tables, figures, [white, about])
 
 
 # -- laws in the long run ------------------------------------------------------------------------
 
 
 def _laws(context: Context) -> tuple[list[Claim], list[list[str]], dict[str, list[float]]]:
-    chains = context.pick(20_000, 4000)
+    chains = context.pick(10_000, 3000)
     slack = context.pick(0.03, 0.06)
     langevin = [
         _variance(s, chains, (_GAMMA / 2, 0.0), temperature=0.5, steps=150) for s in context.seeds
@@ -223,7 +225,7 @@ def _gradient(data: _Digits, weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gradient_noise(context: Context, data: _Digits) -> tuple[Claim, dict[int, list[float]]]:
-    draws = context.pick(400, 100)
+    draws = context.pick(200, 100)
     mean = _gradient(data, data.best, torch.arange(len(data.x)))
     found: dict[int, list[float]] = {batch: [] for batch in _BATCHES}
     for seed in context.seeds:
@@ -279,7 +281,7 @@ def _floors(
     context: Context, data: _Digits
 ) -> tuple[list[Claim], dict[tuple[float, int], list[float]]]:
     """Begin at the minimum, and see where noise of each batch and rate leaves the loss."""
-    steps = context.pick(1200, 400)
+    steps = context.pick(800, 250)
     found: dict[tuple[float, int], list[float]] = {}
     for lr, batch in [*((_RATE, b) for b in _BATCHES), (_RATE / 2, 8), (_RATE / 2, 16)]:
         runs = [
@@ -312,7 +314,7 @@ def _floors(
 
 
 def _schedules(context: Context, data: _Digits) -> tuple[Claim, dict[str, list[float]]]:
-    steps = context.pick(1000, 400)
+    steps = context.pick(800, 200)
     half = steps // 2
     plan: dict[str, Schedule] = {
         "rate 0.2, batch 8": lambda _: (_RATE, 8),
