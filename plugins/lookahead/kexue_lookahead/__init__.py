@@ -28,9 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     },
 )
 
-_POST = (
-    "Su, Keras实现两个优化器：Lookahead和LazyOptimizer, 2019, https://kexue.fm/archives/6869"
-)
+_POST = "Su, Keras实现两个优化器：Lookahead和LazyOptimizer, 2019, https://kexue.fm/archives/6869"
 _PAPER = (
     "Zhang, Lucas, Hinton and Ba, Lookahead Optimizer: k steps forward, 1 step back, NeurIPS 2019, "
     "https://arxiv.org/abs/1907.08610"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from kexue.core.errors import ComponentNotFoundError
 
 __all__ = ["check_base", "reads_parameters", "resolve_base"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=torch.optim.Optimizer)
 
 _PREFIX = "torch.optim."
 _OURS = "adafactor"  # also a name in torch.optim; the registered component is meant
@@ -68,11 +68,10 @@ def resolve_base(base: str | type[T]) -> type[T]:
             f"Found {type(base).__name__}.",
             argument="base",
         )
-    known: dict[str, Any] = _torch_names()
+    known = _torch_names()
     short = base.removeprefix(_PREFIX).lower()
     if short in known and (short != _OURS or base.startswith(_PREFIX)):
-        found: type[T] = known[short]
-        return found
+        return cast("type[T]", known[short])
     try:
         component = registry.get(base)
     except ComponentNotFoundError as error:
@@ -86,7 +85,7 @@ def resolve_base(base: str | type[T]) -> type[T]:
         raise ArgumentError(
             f"`base` must name an optimizer. Found {component.id}.", argument="base"
         )
-    return loaded
+    return cast("type[T]", loaded)
 
 
 def check_base(base: Any) -> None:

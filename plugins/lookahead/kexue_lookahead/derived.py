@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, cast, overload
@@ -20,6 +19,9 @@ from kexue_lookahead.phases import take_step
 __all__ = ["DerivedOptimizer", "become", "derive", "derived_class"]
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
+
+_CLASSES: dict[tuple[type, tuple[Derivation, ...]], type[DerivedOptimizer]] = {}
+_METACLASSES: dict[type, type] = {}
 
 
 class DerivedOptimizer(torch.optim.Optimizer):
@@ -159,7 +161,7 @@ def become(
     known = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in given:
-        if name == "params" or name == "lr" or (name not in known and not takes_any):
+        if name in {"params", "lr"} or not (name in known or takes_any):
             raise ArgumentError(
                 f"`base_options` must be arguments of the base other than params and lr. Found "
                 f"{name!r}.{did_you_mean(name, known)}",
@@ -230,7 +232,6 @@ def _derive_in_place(optimizer: Any, derivations: tuple[Derivation, ...]) -> Any
     return optimizer
 
 
-@functools.cache
 def derived_class(
     base: type[torch.optim.Optimizer], derivations: tuple[Derivation, ...]
 ) -> type[DerivedOptimizer]:
@@ -243,6 +244,15 @@ def derived_class(
     Raises:
         ArgumentError: As :func:`derive`.
     """
+    made = _CLASSES.get((base, derivations))
+    if made is None:
+        made = _CLASSES.setdefault((base, derivations), _make_class(base, derivations))
+    return made
+
+
+def _make_class(
+    base: type[torch.optim.Optimizer], derivations: tuple[Derivation, ...]
+) -> type[DerivedOptimizer]:
     names = [d.name for d in derivations]
     for name in names:
         if names.count(name) > 1:
@@ -291,12 +301,13 @@ def _constructor(signature: inspect.Signature, options: dict[str, Any]) -> Calla
     return __init__
 
 
-@functools.cache
 def _metaclass(kind: type) -> type:
     """Return a metaclass whose classes pickle by base and derivations."""
-    made = type(f"Derived{kind.__name__}", (kind,), {})
-    copyreg.pickle(made, _reduce_class)  # type: ignore[arg-type]
-    return made
+    if kind not in _METACLASSES:
+        made = type(f"Derived{kind.__name__}", (kind,), {})
+        copyreg.pickle(made, _reduce_class)
+        _METACLASSES[kind] = made
+    return _METACLASSES[kind]
 
 
 def _reduce_class(cls: type[DerivedOptimizer]) -> str | tuple[Any, ...]:

@@ -19,8 +19,8 @@ the initial weights by 1 − α; here, as in post and paper, φ starts at θ. Th
 inner optimizer's state in general; ``pullback`` is about its momentum, and second moments and step
 counts always go on.
 
-Su, Keras实现两个优化器：Lookahead和LazyOptimizer, 2019, https://kexue.fm/archives/6869; Zhang, Lucas,
-Hinton and Ba, Lookahead Optimizer: k steps forward, 1 step back, NeurIPS 2019, algorithm 1,
+Su, Keras实现两个优化器：Lookahead和LazyOptimizer, 2019, https://kexue.fm/archives/6869; Zhang,
+Lucas, Hinton and Ba, Lookahead Optimizer: k steps forward, 1 step back, NeurIPS 2019, algorithm 1,
 https://arxiv.org/abs/1907.08610.
 """
 
@@ -185,7 +185,7 @@ class LookaheadDerivation(Derivation):
                     continue
                 momenta = [s[key] for s in having]
                 if group["pullback"] == "reset":
-                    torch._foreach_zero_(momenta)  # noqa: SLF001
+                    torch._foreach_zero_(momenta)
                     continue
                 name = f"lookahead.{key}"
                 for s in having:
@@ -197,12 +197,12 @@ def _mixed(fast: list[Tensor], slow: list[Tensor], share: float) -> None:
     """Move the slow ones by their share towards the fast ones, which become the same."""
     if fast[0].dtype == slow[0].dtype:
         # from the fast side, so that α = 1 leaves them as they are to the last bit
-        torch._foreach_lerp_(fast, slow, 1 - share)  # noqa: SLF001
-        torch._foreach_copy_(slow, fast)  # noqa: SLF001
+        torch._foreach_lerp_(fast, slow, 1 - share)
+        torch._foreach_copy_(slow, fast)
         return
     wide = [f.to(s.dtype) for f, s in zip(fast, slow, strict=True)]
-    torch._foreach_lerp_(slow, wide, share)  # noqa: SLF001
-    torch._foreach_copy_(fast, slow)  # noqa: SLF001
+    torch._foreach_lerp_(slow, wide, share)
+    torch._foreach_copy_(fast, slow)
 
 
 @overload
@@ -331,12 +331,12 @@ class Lookahead(SlowWeights, Optimizer):
         become(self, base, [derivation], params, lr=lr, base_options=base_options)
 
     @classmethod
-    def __subclasshook__(cls, other: type) -> bool:
+    def __subclasshook__(cls, other: type) -> Any:
         """Whatever has slow weights is one, however it was made."""
         if cls is not Lookahead:
             return NotImplemented
         kinds: Iterable[Derivation] = getattr(other, "derivations", ())
-        return any(isinstance(d, LookaheadDerivation) for d in kinds) or NotImplemented
+        return True if any(isinstance(d, LookaheadDerivation) for d in kinds) else NotImplemented
 
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:

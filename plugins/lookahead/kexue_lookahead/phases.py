@@ -33,7 +33,8 @@ def take_step(optimizer: DerivedOptimizer) -> None:
     for derivation in derivations:
         derivation.look(optimizer)
     try:
-        if not all([d.accumulate(optimizer) for d in derivations]):
+        ready = [d.accumulate(optimizer) for d in derivations]
+        if not all(ready):
             return
         for derivation in derivations:
             derivation.begin(optimizer)
@@ -81,7 +82,7 @@ def _update(optimizer: DerivedOptimizer) -> None:
     for batch, chain in through:
         for derivation in chain:
             derivation.update(batch)
-        torch._foreach_add_(batch.params, batch.updates)  # noqa: SLF001
+        torch._foreach_add_(batch.params, batch.updates)
 
 
 def _planned(optimizer: DerivedOptimizer) -> tuple[list[_Planned], list[_Planned]]:
@@ -129,7 +130,7 @@ def _captured(optimizer: DerivedOptimizer, planned: list[Batch]) -> Iterator[Non
                 p.data = data
         for batch, kept in apart:
             batch.updates.extend(torch._foreach_sub(batch.params, kept))  # noqa: SLF001
-            torch._foreach_copy_(batch.params, kept)  # noqa: SLF001
+            torch._foreach_copy_(batch.params, kept)
 
 
 def _scratch(optimizer: DerivedOptimizer, params: list[Tensor]) -> list[Tensor]:
@@ -147,7 +148,7 @@ def _scratch(optimizer: DerivedOptimizer, params: list[Tensor]) -> list[Tensor]:
             old.append(scratch)
         found.append(scratch)
     if old:
-        torch._foreach_zero_(old)  # noqa: SLF001
+        torch._foreach_zero_(old)
     return found
 
 
