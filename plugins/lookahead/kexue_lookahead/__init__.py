@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kexue_lookahead.derivation import Derivation as Derivation
     from kexue_lookahead.derived import DerivedOptimizer as DerivedOptimizer
     from kexue_lookahead.derived import derive as derive
+    from kexue_lookahead.embedding import Lazy as Lazy
+    from kexue_lookahead.lazy import with_lazy as with_lazy
     from kexue_lookahead.lookahead import Lookahead as Lookahead
     from kexue_lookahead.lookahead import with_lookahead as with_lookahead
 
@@ -24,6 +26,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "derivation": ["Batch", "Derivation"],
         "derived": ["DerivedOptimizer", "derive"],
+        "embedding": ["Lazy"],
+        "lazy": ["with_lazy"],
         "lookahead": ["Lookahead", "with_lookahead"],
     },
 )
@@ -46,5 +50,13 @@ def kexue_components() -> list[Component]:
             "Slow weights that follow any optimizer a share of the way, every few steps.",
             references=(_POST, _PAPER),
             tags=("derivation", "averaging"),
+        ),
+        Component(
+            "optimizer",
+            "lazy",
+            "kexue_lookahead.embedding:Lazy",
+            "Adam or SGD that moves only the sampled rows of embeddings, in time of these rows.",
+            references=(_POST,),
+            tags=("adaptive", "embedding", "sparse"),
         ),
     ]
