@@ -35,7 +35,7 @@ from kexue.core import ArgumentError
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
 
-__all__ = ["Batch", "Derivation", "batches", "distributed", "matching"]
+__all__ = ["Batch", "Derivation", "batches", "distributed", "local", "matching"]
 
 Group = dict[str, Any]
 """One of ``optimizer.param_groups``."""
@@ -267,3 +267,15 @@ def distributed(tensor: Tensor) -> bool:
         tensor: The tensor.
     """
     return hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a DTensor that this process has; any other tensor itself.
+
+    Args:
+        tensor: The tensor. What is written to the result is written to it.
+    """
+    if not distributed(tensor):
+        return tensor
+    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return part

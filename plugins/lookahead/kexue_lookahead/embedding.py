@@ -29,14 +29,13 @@ import torch
 from torch import Tensor
 
 from kexue.core import ArgumentError, Example, Optimizer
-from kexue_lookahead.derivation import Group, distributed
+from kexue_lookahead.derivation import Group, distributed, local
 from kexue_lookahead.rows import (
     TouchedRows,
     any_entry,
     check_rows,
     forget_rows,
     given_rows,
-    local,
     powers,
 )
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from kexue.core import ArgumentError
-from kexue_lookahead.derivation import Batch, Derivation, Group, matching
+from kexue_lookahead.derivation import Batch, Derivation, Group, local, matching
 from kexue_lookahead.derived import DerivedOptimizer, derive
-from kexue_lookahead.rows import TouchedRows, any_entry, check_rows, forget_rows, given_rows, local
+from kexue_lookahead.rows import TouchedRows, any_entry, check_rows, forget_rows, given_rows
 
 __all__ = ["LazyDerivation", "with_lazy"]
 

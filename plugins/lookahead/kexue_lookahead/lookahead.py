@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from kexue.core import ArgumentError, Example, Optimizer
-from kexue_lookahead.derivation import Derivation, Group, batches
+from kexue_lookahead.derivation import Derivation, Group, batches, local
 from kexue_lookahead.derived import DerivedOptimizer, become, derive
 
 __all__ = ["Lookahead", "LookaheadDerivation", "SlowWeights", "with_lookahead"]
@@ -44,7 +44,8 @@ T = TypeVar("T", bound=torch.optim.Optimizer)
 Pullback = Literal["none", "reset", "average"]
 
 _HALF = (torch.float16, torch.bfloat16)
-_SLOW = "lookahead.slow"
+_PREFIX = "lookahead."
+_SLOW = f"{_PREFIX}slow"
 _POSITION = "lookahead_position"
 _MOMENTA = ("momentum_buffer", "exp_avg", "momentum")
 """What optimizers call their first moment."""
@@ -165,36 +166,48 @@ class LookaheadDerivation(Derivation):
             optimizer: The optimizer.
         """
         for group in optimizer.param_groups:
+            if group["pullback"] == "average":
+                _begin_momenta(optimizer, group)
             group[_POSITION] += 1
             if group[_POSITION] >= group["slow_steps"]:
                 group[_POSITION] = 0
-                self._mix(optimizer, group)
+                _mix(optimizer, group)
 
-    def _mix(self, optimizer: DerivedOptimizer, group: Group) -> None:
-        moved = [p for p in group["params"] if _SLOW in optimizer.state[p]]
-        share = group["slow_step_size"]  # α
-        for batch in batches(optimizer, group, moved):
-            states = [optimizer.state[p] for p in batch.params]
-            slow = [s[_SLOW] for s in states]
-            _mixed(batch.params, slow, share)
-            if group["pullback"] == "none":
-                continue
-            for key in _MOMENTA:
-                having = [s for s in states if isinstance(s.get(key), Tensor)]
-                if not having:
-                    continue
-                momenta = [s[key] for s in having]
-                if group["pullback"] == "reset":
-                    torch._foreach_zero_(momenta)
-                    continue
-                name = f"lookahead.{key}"
-                for s in having:
-                    s.setdefault(name, torch.zeros_like(s[key]))
-                _mixed(momenta, [s[name] for s in having], share)
+
+def _momenta(state: dict[str, Any]) -> list[str]:
+    """Return under which keys the base keeps a first moment."""
+    return [key for key in _MOMENTA if isinstance(state.get(key), Tensor)]
+
+
+def _begin_momenta(optimizer: DerivedOptimizer, group: Group) -> None:
+    """Start slow momenta at 0; at once, because checkpoints of shards ask for all of the state."""
+    for p in group["params"]:
+        state = optimizer.state[p]
+        for key in _momenta(state):
+            if f"{_PREFIX}{key}" not in state:
+                state[f"{_PREFIX}{key}"] = torch.zeros_like(state[key])
+
+
+def _mix(optimizer: DerivedOptimizer, group: Group) -> None:
+    """End the cycle of a group."""
+    moved = [p for p in group["params"] if _SLOW in optimizer.state[p]]
+    share = group["slow_step_size"]  # α
+    for batch in batches(optimizer, group, moved):
+        states = [optimizer.state[p] for p in batch.params]
+        _mixed(batch.params, [s[_SLOW] for s in states], share)
+        pairs = [(s, key) for s in states for key in _momenta(s)]
+        if not pairs or group["pullback"] == "none":
+            continue
+        momenta = [local(s[key]) for s, key in pairs]
+        if group["pullback"] == "reset":
+            torch._foreach_zero_(momenta)
+        else:
+            _mixed(momenta, [s[f"{_PREFIX}{key}"] for s, key in pairs], share)
 
 
 def _mixed(fast: list[Tensor], slow: list[Tensor], share: float) -> None:
     """Move the slow ones by their share towards the fast ones, which become the same."""
+    fast, slow = [local(f) for f in fast], [local(s) for s in slow]
     if fast[0].dtype == slow[0].dtype:
         # from the fast side, so that α = 1 leaves them as they are to the last bit
         torch._foreach_lerp_(fast, slow, 1 - share)

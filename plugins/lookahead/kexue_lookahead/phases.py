@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kexue_lookahead.bases import reads_parameters
-from kexue_lookahead.derivation import Batch, Derivation, batches, distributed
+from kexue_lookahead.derivation import Batch, Derivation, batches, distributed, local
 
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
@@ -130,7 +130,8 @@ def _captured(optimizer: DerivedOptimizer, planned: list[Batch]) -> Iterator[Non
                 p.data = data
         for batch, kept in apart:
             batch.updates.extend(torch._foreach_sub(batch.params, kept))  # noqa: SLF001
-            torch._foreach_copy_(batch.params, kept)
+            # torch has no _foreach_copy_ of DTensors
+            torch._foreach_copy_([local(p) for p in batch.params], [local(k) for k in kept])
 
 
 def _scratch(optimizer: DerivedOptimizer, params: list[Tensor]) -> list[Tensor]:

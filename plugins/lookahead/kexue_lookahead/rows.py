@@ -16,7 +16,6 @@ __all__ = [
     "check_rows",
     "forget_rows",
     "given_rows",
-    "local",
     "powers",
 ]
 
@@ -168,18 +167,6 @@ def check_rows(optimizer: Any, parameter: Tensor, *, sparse: bool) -> None:
                 f"{placements} for one of shape {shape}. Use Shard(0).",
                 argument="params",
             )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the part of a DTensor that this process has; any other tensor itself.
-
-    Args:
-        tensor: The tensor. What is written to the result is written to it.
-    """
-    if not distributed(tensor):
-        return tensor
-    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return part
 
 
 def powers(base: float, exponents: Tensor, like: Tensor) -> Tensor:
