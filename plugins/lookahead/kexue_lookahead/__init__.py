@@ -60,3 +60,28 @@ def kexue_components() -> list[Component]:
             tags=("adaptive", "embedding", "sparse"),
         ),
     ]
+
+
+@hookimpl
+def kexue_experiments() -> list[Experiment]:
+    """Return what measures the claims."""
+    return [
+        Experiment(
+            "lookahead",
+            "kexue_lookahead.experiments:lookahead",
+            "The variance on a noisy quadratic, and digits in small batches, with Lookahead.",
+            references=(_POST, _PAPER),
+        ),
+        Experiment(
+            "rows",
+            "kexue_lookahead.experiments:rows",
+            "Which rows of an embedding move, and the deferred form beside the dense one.",
+            references=(_POST,),
+        ),
+        Experiment(
+            "text",
+            "kexue_lookahead.experiments:text",
+            "The topics of lines of text with Adam and with lazy updates.",
+            references=(_POST,),
+        ),
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -44,7 +44,13 @@ def _torch_names() -> dict[str, type[torch.optim.Optimizer]]:
     return found
 
 
-def resolve_base(base: str | type[T]) -> type[T]:
+@overload
+def resolve_base(base: type[T]) -> type[T]: ...
+@overload
+def resolve_base(base: str) -> Any: ...
+
+
+def resolve_base(base: Any) -> Any:
     """Return the optimizer class of a name; a class is returned as it is.
 
     Args:
@@ -71,7 +77,7 @@ def resolve_base(base: str | type[T]) -> type[T]:
     known = _torch_names()
     short = base.removeprefix(_PREFIX).lower()
     if short in known and (short != _OURS or base.startswith(_PREFIX)):
-        return cast("type[T]", known[short])
+        return known[short]
     try:
         component = registry.get(base)
     except ComponentNotFoundError as error:
@@ -85,7 +91,7 @@ def resolve_base(base: str | type[T]) -> type[T]:
         raise ArgumentError(
             f"`base` must name an optimizer. Found {component.id}.", argument="base"
         )
-    return cast("type[T]", loaded)
+    return loaded
 
 
 def check_base(base: Any) -> None:

@@ -213,7 +213,7 @@ def with_lazy(
     lazy: bool = True,
     lazy_include: tuple[str, ...] = (),
     lazy_state: State = "decay",
-) -> type[torch.optim.Optimizer]: ...
+) -> Any: ...
 
 
 def with_lazy(

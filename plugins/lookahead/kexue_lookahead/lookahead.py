@@ -241,7 +241,7 @@ def with_lookahead(
     slow_steps: int = 5,
     slow_step_size: float = 0.5,
     pullback: Pullback = "none",
-) -> type[torch.optim.Optimizer]: ...
+) -> Any: ...
 
 
 def with_lookahead(

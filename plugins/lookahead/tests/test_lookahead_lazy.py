@@ -378,8 +378,8 @@ def test_trains_an_embedding_with_padding_closures_and_schedulers() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (layer(batch) - 1).square().mean()
-        loss.backward()
+        loss: Tensor = (layer(batch) - 1).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     losses = []

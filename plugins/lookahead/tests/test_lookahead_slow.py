@@ -81,12 +81,13 @@ def test_matches_the_formula(
 def test_matches_pytorch_optimizer(base: str, foreach: bool) -> None:
     peer = pytest.importorskip("pytorch_optimizer").Lookahead
     of_torch = getattr(torch.optim, base)
-    for ours, theirs in (("none", "none"), ("reset", "reset"), ("average", "pullback")):
+    pairs: list[tuple[Any, str]] = [("none", "none"), ("reset", "reset"), ("average", "pullback")]
+    for ours, theirs in pairs:
         if base == "Adam" and ours != "none":
             continue  # theirs adds a momentum that Adam does not look at
         choice = {"lr": 0.01, "momentum": 0.9} if base != "Adam" else {"lr": 0.01}
         own, others = make(), make()
-        mine = with_lookahead(of_torch, pullback=ours)(own, foreach=foreach, **choice)  # type: ignore[arg-type]
+        mine = with_lookahead(of_torch, pullback=ours)(own, foreach=foreach, **choice)
         other = peer(of_torch(others, **choice), k=5, alpha=0.5, pullback_momentum=theirs)
         run(mine, own, range(23))
         run(other, others, range(23))
@@ -99,8 +100,8 @@ def test_reduces_to_the_base(base: str, chosen: dict[str, Any]) -> None:
     """With α = 1, or before the first cycle ends: to the last bit."""
     own, plain = make(), make()
     made = with_lookahead(base, **chosen)
-    run(made(own, lr=0.01), own, range(12))  # type: ignore[call-arg]
-    run(made.derived_from(plain, lr=0.01), plain, range(12))  # type: ignore[attr-defined]
+    run(made(own, lr=0.01), own, range(12))
+    run(made.derived_from(plain, lr=0.01), plain, range(12))
     assert apart(own, plain) == 0
 
 
@@ -131,9 +132,10 @@ def test_starts_at_the_parameters() -> None:
 
 def test_momentum_is_treated_as_chosen() -> None:
     found = {}
-    for pullback in ("none", "reset", "average"):
+    choices: list[Any] = ["none", "reset", "average"]
+    for pullback in choices:
         own = make()
-        optimizer = Lookahead(own, 0.1, slow_steps=3, pullback=pullback)  # type: ignore[arg-type]
+        optimizer = Lookahead(own, 0.1, slow_steps=3, pullback=pullback)
         run(optimizer, own, range(3))
         found[pullback] = optimizer.state[own[0]]
     assert found["none"]["exp_avg"].abs().max() > 0
