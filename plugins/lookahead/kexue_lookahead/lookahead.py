@@ -1,7 +1,7 @@
 """Lookahead: k steps of any optimizer, then a share α of the way that they went.
 
 Choose it to steady a noisy base at a high learning rate, such as SGD with momentum in small
-batches. Around a well-tuned Adam it often changes nothing.
+batches. Around a well-tuned Adam it often changes nothing, and slows down short trainings.
 
 Symbols: θ parameter (fast weights), φ slow weights, k ``slow_steps``, α ``slow_step_size``.
 
