@@ -318,6 +318,15 @@ class Adafactor(Optimizer):
         else:
             torch._foreach_copy_(parameters, list(rounded.unbind(0)))
 
+    @staticmethod
+    def reads_parameters(group: dict[str, Any]) -> bool:
+        """Return whether the steps of a group depend on its parameters but by their gradients.
+
+        Args:
+            group: One of ``param_groups``.
+        """
+        return bool(group["weight_decay"] or group["scale_parameter"])
+
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:
         """Return arguments that descend gently, on a built-in problem."""

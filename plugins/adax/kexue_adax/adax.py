@@ -303,6 +303,15 @@ class AdaX(Optimizer):
                 bucket.add(piece)
         yield from alike.values()
 
+    @staticmethod
+    def reads_parameters(group: dict[str, Any]) -> bool:
+        """Return whether the steps of a group depend on its parameters but by their gradients.
+
+        Args:
+            group: One of ``param_groups``.
+        """
+        return bool(group["weight_decay"])
+
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:
         """Return arguments that descend gently, on a built-in problem."""

@@ -36,7 +36,7 @@ _SETTING = (
 def training(context: Context) -> Report:
     """Train on digits with Adam and AdaX, and with the three decays and all else equal."""
     data = _Data(5)
-    epochs = context.pick(30, 8)
+    epochs = context.pick(30, 4)
     makes: dict[tuple[str, float], Callable[[Any], torch.optim.Optimizer]] = {}
     for rate in _RATES:
         makes["Adam", rate] = partial(torch.optim.Adam, lr=rate)

@@ -138,6 +138,4 @@ def reads_parameters(base: type[torch.optim.Optimizer], group: dict[str, Any]) -
         return bool(said(group)) if callable(said) else bool(said)
     if base in _READS_WITH_DECAY:
         return bool(group.get("weight_decay", 0))
-    if f"{base.__module__}.{base.__qualname__}" == "kexue_adafactor.adafactor.Adafactor":
-        return bool(group["weight_decay"] or group["scale_parameter"])
     return True

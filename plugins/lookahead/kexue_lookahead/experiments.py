@@ -158,7 +158,7 @@ def _digits_runs(
     with context.progress.task("digits", len(plan)) as bar:
         for name, make, rate in plan:
             losses, right = _train(
-                x, y, context.seeds, partial(make, lr=rate), context.pick(600, 200)
+                x, y, context.seeds, partial(make, lr=rate), context.pick(600, 100)
             )
             figures = (losses.mean(0), losses.std(0), right.mean(0))
             runs[name, rate] = [

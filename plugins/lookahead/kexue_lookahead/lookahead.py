@@ -124,7 +124,7 @@ class LookaheadDerivation(Derivation):
         """
         k, size, pullback = (options[x] for x in ("slow_steps", "slow_step_size", "pullback"))
         conditions = {
-            "slow_steps": (isinstance(k, int) and k >= 1, "an int of at least 1"),
+            "slow_steps": (type(k) is int and k >= 1, "an int of at least 1"),
             "slow_step_size": (0 < size <= 1, "in (0, 1]"),
             "pullback": (pullback in {"none", "reset", "average"}, "'none', 'reset' or 'average'"),
         }
