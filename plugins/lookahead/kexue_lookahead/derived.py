@@ -143,7 +143,8 @@ def become(
     """Turn an object under construction into a derived optimizer.
 
     For components: their class says in its ``__init__`` what can be chosen, and the object that it
-    makes is an instance of the class derived from the chosen base.
+    makes is an instance of the class derived from the chosen base. Such a class has an attribute
+    ``becomes = True``, by which :func:`derive` knows that its constructor ends here.
 
     Args:
         optimizer: The object, nothing of which has been set.
@@ -156,7 +157,8 @@ def become(
     Raises:
         ArgumentError: As :func:`derive`, or if the base does not take ``base_options``.
     """
-    cls = derive(resolve_base(base), *derivations)
+    further, chosen = vars(optimizer).pop("_derived_further", ((), {}))
+    cls = derive(resolve_base(base), *derivations, *further)
     given = {} if base_options is None else dict(base_options)
     known = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
@@ -169,6 +171,7 @@ def become(
             )
     if lr is not None:
         given["lr"] = lr
+    given.update(chosen)
     optimizer.__class__ = cls
     cls.__init__(optimizer, params, **given)
 
@@ -246,8 +249,39 @@ def derived_class(
     """
     made = _CLASSES.get((base, derivations))
     if made is None:
-        made = _CLASSES.setdefault((base, derivations), _make_class(base, derivations))
+        make = _make_deferred_class if getattr(base, "becomes", False) else _make_class
+        made = _CLASSES.setdefault((base, derivations), make(base, derivations))
     return made
+
+
+def _make_deferred_class(
+    base: type[torch.optim.Optimizer], derivations: tuple[Derivation, ...]
+) -> type[DerivedOptimizer]:
+    """Return a class that leaves it to the constructor of a component to apply the derivations."""
+    signature = inspect.signature(base)
+    options: dict[str, Any] = {}
+    for derivation in derivations:
+        _check_free(derivation.options(), {**signature.parameters, **options}, base)
+        options |= derivation.options()
+    _check_options(derivations, options)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        chosen = {name: kwargs.pop(name, options[name]) for name in options}
+        after, chosen_after = vars(self).pop("_derived_further", ((), {}))
+        vars(self)["_derived_further"] = ((*derivations, *after), {**chosen, **chosen_after})
+        base.__init__(self, *args, **kwargs)
+
+    __init__.__signature__ = _shown(signature, options)  # type: ignore[attr-defined]
+    words = "".join(word.capitalize() for d in derivations for word in d.name.split("-"))
+    body: dict[str, Any] = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__doc__": f"{base.__name__}, then {', then '.join(d.name for d in derivations)}.",
+        "derived_from": base,
+        "derivations": derivations,
+    }
+    made = _metaclass(type(base))(f"{base.__name__}With{words}", (base,), body)
+    return cast("type[DerivedOptimizer]", made)
 
 
 def _make_class(
@@ -291,14 +325,18 @@ def _constructor(signature: inspect.Signature, options: dict[str, Any]) -> Calla
         _check_differentiable(kwargs)
         super(DerivedOptimizer, self).__init__(*args, **kwargs)
 
+    __init__.__signature__ = _shown(signature, options)  # type: ignore[attr-defined]
+    return __init__
+
+
+def _shown(signature: inspect.Signature, options: dict[str, Any]) -> inspect.Signature:
+    """Return the signature of a constructor that takes options beside the base's arguments."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     extra = [inspect.Parameter(n, keyword, default=v) for n, v in options.items()]
     rest = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     last = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    shown = signature.replace(parameters=[own, *rest, *extra, *last])
-    __init__.__signature__ = shown  # type: ignore[attr-defined]
-    return __init__
+    return signature.replace(parameters=[own, *rest, *extra, *last])
 
 
 def _metaclass(kind: type) -> type:

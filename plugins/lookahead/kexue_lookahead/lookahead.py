@@ -329,6 +329,8 @@ class Lookahead(SlowWeights, Optimizer):
         [0.75, 0.75]
     """
 
+    becomes: ClassVar[bool] = True
+
     def __init__(
         self,
         params: Any,
