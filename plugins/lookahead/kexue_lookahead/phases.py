@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["take_step"]
 
 # Functions, not methods: a base may have methods of any name.
 
+_CACHED = 2**18  # numbers that a CPU works on at once, where it passes over them several times
 _Planned = tuple[Batch, list[Derivation]]
 
 
@@ -80,9 +82,23 @@ def _update(optimizer: DerivedOptimizer) -> None:
     with _captured(optimizer, [batch for batch, _ in through]):
         _base_step(optimizer)
     for batch, chain in through:
-        for derivation in chain:
-            derivation.update(batch)
-        torch._foreach_add_(batch.params, batch.updates)
+        for part in _parts(batch):
+            for derivation in chain:
+                derivation.update(part)
+            torch._foreach_add_(part.params, part.updates)
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    """Split a batch into parts that stay in the cache of a CPU from one pass to the next."""
+    if batch.params[0].device.type != "cpu":
+        yield batch
+        return
+    begin, numbers = 0, 0
+    for end, p in enumerate(batch.params, 1):
+        numbers += p.numel()
+        if numbers >= _CACHED or end == len(batch.params):
+            yield replace(batch, params=batch.params[begin:end], updates=batch.updates[begin:end])
+            begin, numbers = end, 0
 
 
 def _planned(optimizer: DerivedOptimizer) -> tuple[list[_Planned], list[_Planned]]:
