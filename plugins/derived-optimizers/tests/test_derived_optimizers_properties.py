@@ -1,0 +1,141 @@
+"""One suite for all 2⁶ combinations over every base: neutral settings, resuming, foreach."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kexue_derived_optimizers import (
+    with_grad_accumulation,
+    with_layer_adaptation,
+    with_lazy,
+    with_lookahead,
+    with_piecewise_linear_lr,
+    with_weight_decay,
+)
+
+SHAPES: list[tuple[int, ...]] = [(6, 4), (5, 3), (4,), ()]
+
+DERIVATIONS: dict[str, Callable[..., Any]] = {
+    "decay": with_weight_decay,
+    "layers": with_layer_adaptation,
+    "schedule": with_piecewise_linear_lr,
+    "window": with_grad_accumulation,
+    "slow": with_lookahead,
+    "lazy": with_lazy,
+}
+CHOSEN: dict[str, dict[str, Any]] = {
+    "decay": {"weight_decay_rate": 0.3},
+    "layers": {},
+    "schedule": {"lr_schedule": {3: 1.0, 6: 0.25}},
+    "window": {"grad_accum_steps": 2},
+    "slow": {"slow_steps": 3, "slow_step_size": 0.6},
+    "lazy": {},
+}
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "decay": {"weight_decay_rate": 0.0},
+    "layers": {"layer_adaptation": False},
+    "schedule": {"lr_schedule": {0: 1.0}},
+    "window": {"grad_accum_steps": 1},
+    "slow": {"slow_steps": 1, "slow_step_size": 1.0},
+    "lazy": {"lazy": False},
+}
+SUBSETS = [names for size in range(7) for names in itertools.combinations(DERIVATIONS, size)]
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adam": ("torch.optim:Adam", {"lr": 0.05}),
+    "sgd": ("torch.optim:SGD", {"lr": 0.05, "momentum": 0.8}),
+    "adafactor": ("kexue_adafactor:Adafactor", {"lr": 0.05, "beta1": 0.9}),
+    "adax": ("kexue_adax:AdaX", {"lr": 0.05}),
+}
+
+
+def make(base: str, names: Sequence[str], own: Any, options: dict[str, Any], **more: Any) -> Any:
+    """Derive in the order of the names, and give their options to the constructor."""
+    module, _, attribute = BASES[base][0].partition(":")
+    cls = getattr(pytest.importorskip(module), attribute)
+    for name in names:
+        cls = DERIVATIONS[name](cls)
+    chosen = {k: v for name in names for k, v in options[name].items()}
+    return cls(own, **BASES[base][1], **chosen, **more)
+
+
+def start(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in SHAPES]
+
+
+def run(optimizer: torch.optim.Optimizer, own: list[nn.Parameter], calls: range) -> None:
+    """Step with gradients that miss some rows, and now and then a tensor."""
+    for t in calls:
+        generator = torch.Generator().manual_seed(100 + t)
+        for i, p in enumerate(own):
+            gradient = torch.randn(p.shape, generator=generator).to(p.dtype)
+            if p.ndim > 1:
+                gradient[torch.randperm(len(p), generator=generator)[:2]] = 0
+            p.grad = None if (t + i) % 5 == 4 else gradient
+        optimizer.step()
+
+
+def same(left: list[nn.Parameter], right: list[nn.Parameter]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("base", BASES)
+def test_neutral_settings_are_the_base(base: str, names: tuple[str, ...]) -> None:
+    own, plain = start(), start()
+    optimizer = make(base, names, own, NEUTRAL)
+    run(optimizer, own, range(5))
+    peer = make(base, (), plain, {})
+    run(peer, plain, range(5))
+    assert same(own, plain)
+    assert isinstance(optimizer, type(peer))
+    before = start()
+    assert not any(torch.equal(a, b) for a, b in zip(own, before, strict=True))
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("base", BASES)
+def test_resumes_to_the_bit(base: str, names: tuple[str, ...]) -> None:
+    """After 5 calls: the third window is open, and the first cycle of 3 or of 6 calls, too."""
+    own = start(torch.bfloat16 if len(names) % 2 else torch.float32)
+    optimizer = make(base, names, own, CHOSEN)
+    run(optimizer, own, range(5))
+    stored = io.BytesIO()
+    torch.save(optimizer.state_dict(), stored)
+    stored.seek(0)
+    twins = copy.deepcopy(own)
+    resumed = make(base, names, twins, NEUTRAL)
+    resumed.load_state_dict(torch.load(stored, weights_only=True))
+    run(optimizer, own, range(5, 11))
+    run(resumed, twins, range(5, 11))
+    assert same(own, twins)
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("base", BASES)
+def test_foreach_is_the_loop(base: str, names: tuple[str, ...]) -> None:
+    together, looped = start(torch.float64), start(torch.float64)
+    run(make(base, names, together, CHOSEN, foreach=True), together, range(9))
+    run(make(base, names, looped, CHOSEN, foreach=False), looped, range(9))
+    for a, b in zip(together, looped, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("names", SUBSETS[::7], ids="+".join)
+@pytest.mark.parametrize("base", BASES)
+def test_instances_become_what_classes_make(base: str, names: tuple[str, ...]) -> None:
+    own, twins = start(), start()
+    optimizer: Any = make(base, (), own, {})
+    for name in names:
+        optimizer = DERIVATIONS[name](optimizer, **CHOSEN[name])
+    run(optimizer, own, range(7))
+    run(make(base, names, twins, CHOSEN), twins, range(7))
+    assert same(own, twins)
