@@ -1,0 +1,119 @@
+"""One step over a transformer of 25 M numbers: derived beside its base, LAMB beside its peers.
+
+A derivation is compared with its own base: the ratio is the base's time over ours, 0.87 where ours
+takes 15 % more. A window of accumulation is compared with as many steps of the base. Peers of whole
+compositions are torch.optim.AdamW and, if it is installed, pytorch_optimizer, with its settings
+nearest to ours: its Lamb clips ‖θ‖ at 10 and divides the rate by 1 − β₁ᵗ, its LARS has the ratio
+before the momentum and none for vectors.
+
+Floor, in bytes per number (float32). Fused Adam reads θ, g, m and v and writes θ, m and v: 28.
+Weight decay is done within, 0 more; where parameters of a group are excluded, 8. A schedule: 0.
+Lookahead: 20 every k-th step. A window of k: 12 per call. Layer adaptation has to have all of u
+before it scales it: u is cleared (4), read for its norm beside θ (8), scaled (8) and added (12); as
+much as Adam itself, if nothing stays in a cache. On a CPU the last three are done tensor by tensor,
+so that some does. Peak memory beyond the base's: u and, in LAMB, nothing else (4 bytes per number,
+kept on a CPU); accumulation and Lookahead one number each (4).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from harness import Row, compare, transformer_shapes
+from torch import nn
+
+from kexue_derived_optimizers import (
+    LAMB,
+    LARS,
+    AdamWLR,
+    with_grad_accumulation,
+    with_layer_adaptation,
+    with_lookahead,
+    with_piecewise_linear_lr,
+    with_weight_decay,
+)
+
+__all__ = ["rows"]
+
+Make = Callable[..., torch.optim.Optimizer]
+_RATE = 1e-3
+_WINDOW = 4
+_ADAM = torch.optim.Adam
+_DERIVED: dict[str, Make] = {
+    "with_weight_decay": with_weight_decay(_ADAM),
+    "with_piecewise_linear_lr": with_piecewise_linear_lr(_ADAM, lr_schedule={1000: 1.0}),
+    "with_lookahead": with_lookahead(_ADAM),
+    "with_layer_adaptation": with_layer_adaptation(_ADAM),
+}
+_HOW: dict[str, dict[str, Any]] = {"fused": {"fused": True}, "foreach": {"foreach": True}}
+
+
+def rows(*, quick: bool = False) -> Iterator[Row]:
+    """Yield the rows of this benchmark.
+
+    Args:
+        quick: A smaller transformer, and fewer pairs.
+    """
+    shapes = transformer_shapes(96, 2, 500) if quick else transformer_shapes()
+    numbers = sum(torch.Size(shape).numel() for shape in shapes)
+    size = f"{len(shapes)} tensors, {numbers / 1e6:.2f} M numbers"
+    settings: dict[str, Any] = {"pairs": 5 if quick else 11, "budget_s": 10.0}
+    for how, options in _HOW.items():
+        base = _stepper(shapes, _ADAM, **options)
+        name = f"torch.optim.Adam, {how}"
+        for task, make in _DERIVED.items():
+            ours = _stepper(shapes, make, **options)
+            yield compare(task, f"{how}: {size}", ours, base, peer_name=name, **settings)
+        one = _stepper(shapes, with_grad_accumulation(_ADAM), grad_accum_steps=_WINDOW, **options)
+        yield compare(
+            "with_grad_accumulation",
+            f"{how}, {_WINDOW} calls: {size}",
+            lambda step=one: _repeat(step),
+            lambda step=base: _repeat(step),
+            peer_name=name,
+            **settings,
+        )
+        adamw = _stepper(shapes, torch.optim.AdamW, **options)
+        ours = _stepper(shapes, AdamWLR, **options)
+        peer_name = f"torch.optim.AdamW, {how}"
+        yield compare("AdamWLR", f"{how}: {size}", ours, adamw, peer_name=peer_name, **settings)
+    try:
+        peers = importlib.import_module("pytorch_optimizer")
+    except ImportError:
+        print("derived-optimizers: pytorch_optimizer is not installed.", file=sys.stderr)
+        return
+    theirs = _stepper(shapes, peers.Lamb, weight_decay=0.01, weight_decouple=False)
+    for how, options in _HOW.items():
+        ours = _stepper(shapes, LAMB, **options)
+        peer_name = "pytorch_optimizer.Lamb, foreach"
+        yield compare("LAMB", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)
+    theirs = _stepper(shapes, peers.LARS)
+    for how, options in _HOW.items():
+        ours = _stepper(shapes, LARS, **options)
+        peer_name = "pytorch_optimizer.LARS, foreach"
+        yield compare("LARS", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)
+
+
+def _repeat(step: Callable[[], object]) -> None:
+    for _ in range(_WINDOW):
+        step()
+
+
+def _stepper(shapes: list[tuple[int, ...]], make: Make, **settings: Any) -> Callable[[], object]:
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(0.05 * torch.randn(s, generator=generator)) for s in shapes]
+    for p in parameters:
+        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
+    return make(parameters, lr=_RATE, **settings).step
+
+
+if __name__ == "__main__":
+    for row in rows(quick="--quick" in sys.argv):
+        print(
+            f"{row.task:25} {row.case:46} {row.ours_ms:8.2f} ms  {row.peer_ms:8.2f} ms  "
+            f"x{row.ratio:5.2f} [{row.low:.2f}, {row.high:.2f}]  {row.peer}"
+        )
