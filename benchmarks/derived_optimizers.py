@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         yield compare(
             "with_grad_accumulation",
             f"{how}, {_WINDOW} calls: {size}",
-            lambda step=one: _repeat(step),
-            lambda step=base: _repeat(step),
+            partial(_repeat, one),
+            partial(_repeat, base),
             peer_name=name,
             **settings,
         )
