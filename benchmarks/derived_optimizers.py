@@ -88,12 +88,12 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         print("derived-optimizers: pytorch_optimizer is not installed.", file=sys.stderr)
         return
     theirs = _stepper(shapes, peers.Lamb, weight_decay=0.01, weight_decouple=False)
-    for how, options in _HOW.items():
+    for how, options in {"default": {}, **_HOW}.items():
         ours = _stepper(shapes, LAMB, **options)
         peer_name = "pytorch_optimizer.Lamb, foreach"
         yield compare("LAMB", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)
     theirs = _stepper(shapes, peers.LARS)
-    for how, options in _HOW.items():
+    for how, options in {"default": {}, **_HOW}.items():
         ours = _stepper(shapes, LARS, **options)
         peer_name = "pytorch_optimizer.LARS, foreach"
         yield compare("LARS", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kexue.core import Example
 from kexue_derived_optimizers.layer_adaptation import LayerAdaptationDerivation, as_clamp
-from kexue_derived_optimizers.options import as_patterns
+from kexue_derived_optimizers.options import as_fused, as_patterns
 from kexue_derived_optimizers.piecewise_linear import PiecewiseLinearLRDerivation, as_knots
 from kexue_derived_optimizers.recipe import Recipe
 from kexue_derived_optimizers.weight_decay import WeightDecayDerivation
@@ -54,7 +54,8 @@ class LAMB(Recipe):
         exclude_from_layer_adaptation: Parts of the names of parameters that take Adam's step.
         maximize: Whether to go uphill.
         foreach: Whether Adam works on all parameters at once; None lets it choose.
-        fused: Whether Adam is one kernel; None lets it choose.
+        fused: Whether Adam is one kernel. None for yes, unless ``foreach`` is given, where all
+            parameters are float32 or float64, whole, and on a CPU or CUDA.
 
     Raises:
         ArgumentError: If an option is out of range, or there are patterns and no names; in
@@ -90,6 +91,7 @@ class LAMB(Recipe):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
+        params, fused = as_fused(params, foreach=foreach, fused=fused)
         own = {"betas": betas, "eps": eps, "maximize": maximize, "foreach": foreach, "fused": fused}
         undecayed = as_patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         plain = as_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
@@ -117,7 +119,8 @@ class LARS(Recipe):
             as ``["bias", "norm"]``.
         maximize: Whether to go uphill.
         foreach: Whether SGD works on all parameters at once; None lets it choose.
-        fused: Whether SGD is one kernel; None lets it choose.
+        fused: Whether SGD is one kernel. None for yes, unless ``foreach`` is given, where all
+            parameters are float32 or float64, whole, and on a CPU or CUDA.
 
     Raises:
         ArgumentError: If an option is out of range, or there are patterns and no names; in
@@ -152,6 +155,7 @@ class LARS(Recipe):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
+        params, fused = as_fused(params, foreach=foreach, fused=fused)
         own = {
             "momentum": momentum,
             "weight_decay": weight_decay,

@@ -347,5 +347,5 @@ def test_an_error_of_the_model_is_of_the_rows_as_given() -> None:
     def model(x: Tensor) -> Tensor:
         raise ValueError(f"{len(x)} rows")
 
-    with pytest.raises(ValueError, match="^3 rows$"):
+    with pytest.raises(ValueError, match=r"^3 rows$"):
         integrated_gradients(model, torch.ones(3, 2))

@@ -311,7 +311,7 @@ def test_blocks_give_what_the_fused_kernel_gives(batch: int, length: int) -> Non
 def test_blocks_leave_values_of_another_width_and_views_alone() -> None:
     joined = sequences(2, 700, 48)[0]
     q, k, v = (
-        torch.unflatten(x, 2, (4, -1)).transpose(1, 2) for x in joined.split([12, 12, 24], 2)
+        torch.unflatten(x, 2, (4, -1)).transpose(1, 2) for x in torch.split(joined, [12, 12, 24], 2)
     )
     before = joined.clone()
     alone = torch.cat([nystrom_attention(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in (0, 1)])
