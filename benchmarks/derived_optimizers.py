@@ -1,7 +1,7 @@
 """One step over a transformer of 25 M numbers: derived beside its base, LAMB beside its peers.
 
 A derivation is compared with its own base: the ratio is the base's time over ours, 0.87 where ours
-takes 15 % more. A window of accumulation is compared with as many steps of the base. Peers of whole
+takes 15 % more. Windows and cycles are compared with as many steps of the base. Peers of whole
 compositions are torch.optim.AdamW and, if it is installed, pytorch_optimizer, with its settings
 nearest to ours: its Lamb clips ‖θ‖ at 10 and divides the rate by 1 − β₁ᵗ, its LARS has the ratio
 before the momentum and none for vectors.
@@ -42,13 +42,15 @@ __all__ = ["rows"]
 
 Make = Callable[..., torch.optim.Optimizer]
 _RATE = 1e-3
-_WINDOW = 4
 _ADAM = torch.optim.Adam
 _DERIVED: dict[str, Make] = {
     "with_weight_decay": with_weight_decay(_ADAM),
     "with_piecewise_linear_lr": with_piecewise_linear_lr(_ADAM, lr_schedule={1000: 1.0}),
-    "with_lookahead": with_lookahead(_ADAM),
     "with_layer_adaptation": with_layer_adaptation(_ADAM),
+}
+_IN_CYCLES: dict[str, tuple[Make, int]] = {  # whose calls are not alike, and how many make a cycle
+    "with_lookahead": (with_lookahead(_ADAM, slow_steps=5), 5),
+    "with_grad_accumulation": (with_grad_accumulation(_ADAM, grad_accum_steps=4), 4),
 }
 _HOW: dict[str, dict[str, Any]] = {"fused": {"fused": True}, "foreach": {"foreach": True}}
 
@@ -69,15 +71,15 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         for task, make in _DERIVED.items():
             ours = _stepper(shapes, make, **options)
             yield compare(task, f"{how}: {size}", ours, base, peer_name=name, **settings)
-        one = _stepper(shapes, with_grad_accumulation(_ADAM), grad_accum_steps=_WINDOW, **options)
-        yield compare(
-            "with_grad_accumulation",
-            f"{how}, {_WINDOW} calls: {size}",
-            partial(_repeat, one),
-            partial(_repeat, base),
-            peer_name=name,
-            **settings,
-        )
+        for task, (make, calls) in _IN_CYCLES.items():
+            yield compare(
+                task,
+                f"{how}, {calls} calls: {size}",
+                partial(_repeat, _stepper(shapes, make, **options), calls),
+                partial(_repeat, base, calls),
+                peer_name=name,
+                **settings,
+            )
         adamw = _stepper(shapes, torch.optim.AdamW, **options)
         ours = _stepper(shapes, AdamWLR, **options)
         peer_name = f"torch.optim.AdamW, {how}"
@@ -99,8 +101,8 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         yield compare("LARS", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)
 
 
-def _repeat(step: Callable[[], object]) -> None:
-    for _ in range(_WINDOW):
+def _repeat(step: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
         step()
 
 

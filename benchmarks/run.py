@@ -18,9 +18,13 @@ __all__ = ["main"]
 NAMES = (
     "startup",
     "adafactor",
+    "adax",
     "crf",
+    "derived-optimizers",
     "integrated-gradients",
+    "lookahead",
     "memm",
+    "momentum",
     "nice",
     "nystromformer",
     "search-sampling",
