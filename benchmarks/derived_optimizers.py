@@ -11,8 +11,8 @@ Weight decay is done within, 0 more; where parameters of a group are excluded, 8
 Lookahead: 20 every k-th step. A window of k: 12 per call. Layer adaptation has to have all of u
 before it scales it: u is cleared (4), read for its norm beside θ (8), scaled (8) and added (12); as
 much as Adam itself, if nothing stays in a cache. On a CPU the last three are done tensor by tensor,
-so that some does. Peak memory beyond the base's: u and, in LAMB, nothing else (4 bytes per number,
-kept on a CPU); accumulation and Lookahead one number each (4).
+so that some does. Peak memory beyond the base's stands in the case, 99 MB being one number for
+each: u for layer adaptation (kept on a CPU), the sums of a window, the slow weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import Row, compare, transformer_shapes
+from harness import Row, compare, peak_megabytes, transformer_shapes
 from torch import nn
 
 from kexue_derived_optimizers import (
@@ -68,13 +68,17 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
     for how, options in _HOW.items():
         base = _stepper(shapes, _ADAM, **options)
         name = f"torch.optim.Adam, {how}"
+        held = peak_megabytes(_cycle, shapes, _ADAM, options, 1)
         for task, make in _DERIVED.items():
             ours = _stepper(shapes, make, **options)
-            yield compare(task, f"{how}: {size}", ours, base, peer_name=name, **settings)
+            more = peak_megabytes(_cycle, shapes, make, options, 1) - held
+            case = f"{how}: {size}, {more:+.0f} MB"
+            yield compare(task, case, ours, base, peer_name=name, **settings)
         for task, (make, calls) in _IN_CYCLES.items():
+            more = peak_megabytes(_cycle, shapes, make, options, calls) - held
             yield compare(
                 task,
-                f"{how}, {calls} calls: {size}",
+                f"{how}, {calls} calls: {size}, {more:+.0f} MB",
                 partial(_repeat, _stepper(shapes, make, **options), calls),
                 partial(_repeat, base, calls),
                 peer_name=name,
@@ -104,6 +108,13 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
 def _repeat(step: Callable[[], object], calls: int) -> None:
     for _ in range(calls):
         step()
+
+
+def _cycle(
+    shapes: list[tuple[int, ...]], make: Make, options: dict[str, Any], calls: int
+) -> Callable[[], object]:
+    """Return the first steps, in which all memory is taken."""
+    return partial(_repeat, _stepper(shapes, make, **options), calls)
 
 
 def _stepper(shapes: list[tuple[int, ...]], make: Make, **settings: Any) -> Callable[[], object]:

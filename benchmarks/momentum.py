@@ -5,7 +5,8 @@ is installed, at the same rates. Parameters are compared after three steps befor
 
 Floor: a step of momentum must read gradient, velocity and parameter and write the latter two, 20
 bytes per number in float32, which torch's fused kernel does. Ours moves 24, torch's foreach form
-32; of Nesterov's method ours moves 36, torch's foreach form 44. State: 4 bytes per number, of all.
+32; of Nesterov's method ours moves 36, torch's foreach form 44. State: 4 bytes per number, of all;
+the peak of the first step, state included, stands in the case.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Row, compare, transformer_shapes
+from harness import Row, compare, peak_megabytes, transformer_shapes
 from torch import nn
 
 from kexue_momentum import HalfNesterov, Momentum, Nesterov
@@ -36,14 +37,16 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
     """
     shapes = transformer_shapes(64, 2, 500) if quick else transformer_shapes()
     numbers = sum(torch.Size(shape).numel() for shape in shapes)
-    case = f"transformer: {len(shapes)} tensors, {numbers / 1e6:.2f} M numbers"
+    size = f"transformer: {len(shapes)} tensors, {numbers / 1e6:.2f} M numbers"
     pairs = 5 if quick else 15
     for task, make, nesterov in (("momentum", Momentum, False), ("nesterov", Nesterov, True)):
+        case = f"{size}, ours {peak_megabytes(_stepper, shapes, make):.0f} MB"
         for name, peer in _peers(nesterov=nesterov):
             _check(shapes, make, peer)
             ours, theirs = _stepper(shapes, make), _stepper(shapes, peer)
             yield compare(task, case, ours, theirs, peer_name=name, pairs=pairs)
     ours = _stepper(shapes, HalfNesterov)
+    case = f"{size}, ours {peak_megabytes(_stepper, shapes, HalfNesterov):.0f} MB"
     foreach = dict(_peers(nesterov=True))["torch.optim.SGD, foreach"]
     name = "torch.optim.SGD, foreach, nesterov"
     yield compare("half-nesterov", case, ours, _stepper(shapes, foreach), peer_name=name)
