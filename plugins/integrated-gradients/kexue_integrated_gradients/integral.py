@@ -96,8 +96,8 @@ def _at_once(
         follow then find out what, of the rows as they were given.
     """
     device, exact = end[0].device, end[0].dtype
-    full = exact in {torch.float32, torch.float64}
-    if not full or torch.is_autocast_enabled(device.type):
+    alike = {x.dtype for x in end} == {exact} and exact in {torch.float32, torch.float64}
+    if not alike or torch.is_autocast_enabled(device.type):
         return None
     points, shares = (
         np.concatenate([[first], q, [last]])
@@ -107,7 +107,7 @@ def _at_once(
     differences = tuple(x - b for x, b in zip(end, start, strict=True))
     path = []
     for x, b, d in zip(end, start, differences, strict=True):
-        line = torch.addcmul(b, alphas.to(d.dtype).view(-1, *[1] * d.ndim), d)
+        line = torch.addcmul(b, alphas.view(-1, *[1] * d.ndim), d)
         line[-1] = x  # not b + (x - b)
         path.append(line.flatten(0, 1).requires_grad_())
     try:

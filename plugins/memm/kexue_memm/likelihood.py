@@ -164,7 +164,7 @@ def _fused(
     needs_gradient = torch.is_grad_enabled() and (emissions.requires_grad or matrix.requires_grad)
     total = _multiply(emissions, matrix, task, gradient=needs_gradient)
     if total is None or not needs_gradient:
-        return total and total.loss
+        return None if total is None else total.loss
     result: Tensor = _Analytic.apply(emissions, matrix, task, total)  # type: ignore[no-untyped-call]
     return result
 
@@ -328,8 +328,6 @@ class _Analytic(torch.autograd.Function):
         emissions, matrix, d_emissions, d_matrix = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient is differentiated in its turn
             result = _differentiable_gradient(ctx.task, emissions, matrix, weight)
-        elif weight.device.type == "cpu" and float(weight) == 1:  # elsewhere it would be waited for
-            result = (d_emissions, d_matrix)
         else:
             result = (d_emissions * weight, d_matrix * weight)
         return (*result, None, None)
