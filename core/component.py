@@ -63,6 +63,10 @@ class Component:
         summary: One line.
         references: The post and the papers, each as text with its address.
         tags: Words to filter by.
+        run: ``"module:function"``, what ``kexue run`` calls in place of its kind's; see
+            :class:`Interface`. Empty for the kind's.
+        fit: The same for ``kexue fit``.
+        apply: The same for ``kexue run --model``.
         plugin: The plugin that registered it; set by the registry.
         owner: The distribution or file that registered it; set by the registry.
 
@@ -76,6 +80,9 @@ class Component:
     summary: str
     references: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    run: str = field(default="", compare=False)
+    fit: str = field(default="", compare=False)
+    apply: str = field(default="", compare=False)
     plugin: str = field(default="", compare=False)
     owner: str = field(default="", compare=False)
 
@@ -87,6 +94,9 @@ class Component:
         _check_summary(record, self.summary)
         _check_strings(record, "references", self.references)
         _check_strings(record, "tags", self.tags)
+        for optional in (self.run, self.fit, self.apply):
+            if optional:
+                _check_target(record, optional)
 
     @property
     def id(self) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "synchronized_clock",
+    "widest_float",
 ]
 
 DTYPES = {
@@ -109,3 +110,8 @@ def synchronized_clock(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 where a device has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Request",
     "execute",
+    "interface_of",
     "options",
     "purpose",
     "result_json",
@@ -76,6 +77,18 @@ class Request:
     progress: Progress = field(default_factory=Quiet)
 
 
+def interface_of(registry: Registry, component: Component) -> Interface:
+    """Return a component's kind, with the commands that the component has of its own.
+
+    Args:
+        registry: Where kinds come from.
+        component: The component.
+    """
+    own = {verb: getattr(component, verb) for verb in ("run", "fit", "apply")}
+    kind = registry.interface(component.kind)
+    return replace(kind, **{verb: target for verb, target in own.items() if target})
+
+
 def target_of(interface: Interface, verb: str, *, fitted: bool) -> str:
     """Return what runs a kind for a verb; empty if the kind has none."""
     if verb == "fit":
@@ -118,7 +131,7 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
         KexueError: With one sentence that says what is wrong and what to do.
     """
     component = registry.get(request.name)
-    interface = registry.interface(component.kind)
+    interface = interface_of(registry, component)
     config = _read_config(request.config, component)
     target = target_of(interface, request.verb, fitted=request.model is not None)
     if not target:
@@ -134,7 +147,8 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
 
         check_place(request.out)  # before the work; some kinds may write into a folder
     description = registry.describe(component)
-    if request.verb == "fit" and "trainable" not in description.capabilities:
+    trainable = "trainable" in description.capabilities or component.fit
+    if request.verb == "fit" and not trainable:
         raise ArgumentError(
             f"{component.id} is not trainable. `kexue run {component.id}` runs it on files.",
             argument="component",

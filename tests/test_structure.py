@@ -27,6 +27,7 @@ FLOORS = {
     "registry": "discovery describe registry packages scaffold environment",
     "work": "averaging inputs job problems densities training experiments lab.data",
     "contracts": "interfaces.*",
+    "language": "language language.*",
     "lab": "lab.*",
     "verbs": "run report",
     "kit": "conformance conformance.*",

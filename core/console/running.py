@@ -83,10 +83,10 @@ def component_command(verb: str, args: Sequence[str]) -> Any:
     extra: tuple[Parameter, ...] = ()
     text = VERBS[verb].help
     if name is not None and "_KEXUE_COMPLETE" not in os.environ:
-        from kexue.core.run import options
+        from kexue.core.run import interface_of, options
 
         component = registry.get(name)
-        interface = registry.interface(component.kind)
+        interface = interface_of(registry, component)
         extra = options(interface, verb)
         for taken in (p.name for p in extra if p.name in {"component", *common}):
             raise ManifestError(
@@ -158,10 +158,10 @@ def _kind_option(parameter: Parameter) -> tuple[Any, Any, Any]:
 
 def _component_help(component: Component, verb: str) -> str:
     """Return the help of ``kexue run COMPONENT``: what it is, what it takes, how to try it."""
-    from kexue.core.run import purpose
+    from kexue.core.run import interface_of, purpose
 
     description = registry.describe(component)
-    interface = registry.interface(component.kind)
+    interface = interface_of(registry, component)
     blocks = [f"{component.id}: {component.summary}", readable(purpose(interface, verb))]
     tables = sections(description)
     for title, _, rows in tables if verb == "run" else tables[1:]:

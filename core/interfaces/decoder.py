@@ -23,10 +23,13 @@ class DecodeResult:
     Args:
         sequences: Shape ``[batch, time]``, int64, right-padded with :data:`PAD`.
         scores: Shape ``[batch]``: the score that the decoder maximised, per sequence.
+        ended: Shape ``[batch]``: whether a sequence has come to its end token; None where there is
+            none to come to.
     """
 
     sequences: Tensor
     scores: Tensor
+    ended: Tensor | None = None
 
     def tolist(self) -> list[list[int]]:
         """Return the sequences as lists, each at its own length.
