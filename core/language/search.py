@@ -319,7 +319,8 @@ class _Beams:
         # A score can only fall; the length that forgives most is the greatest, or the present one.
         length = self.longest if self.penalty > 0 else self.tokens.shape[2] + 1
         hope = self.scores.max(1).values / length**self.penalty
-        return (hope > self.good[self.live, -1]) & ~hope.isneginf()
+        worst = self.good[self.live, -1]
+        return (hope > worst).logical_and(~hope.isneginf())
 
     def best(self, count: int) -> DecodeResult:
         """Return the best hypotheses of each row."""
