@@ -318,9 +318,8 @@ class _Beams:
         """Whether a beam of a row could still beat the worst of its hypotheses."""
         # A score can only fall; the length that forgives most is the greatest, or the present one.
         length = self.longest if self.penalty > 0 else self.tokens.shape[2] + 1
-        hope = self.scores.max(1).values / length**self.penalty
-        worst = self.good[self.live, -1]
-        return (hope > worst).logical_and(~hope.isneginf())
+        hope: Tensor = self.scores.max(1).values / length**self.penalty
+        return (hope > self.good[self.live, -1]) & ~hope.isneginf()
 
     def best(self, count: int) -> DecodeResult:
         """Return the best hypotheses of each row."""
