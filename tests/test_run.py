@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kexue.core.component import Component, Example, Interface
-from kexue.core.errors import ArgumentError, FileFormatError, UsageError
+from kexue.core.errors import ArgumentError, FileFormatError, ManifestError, UsageError
 from kexue.core.files import read_arrays, read_lines, write_arrays
 from kexue.core.interfaces.loss import Loss, reduce
 from kexue.core.job import Job, Result
@@ -25,6 +26,7 @@ from kexue.core.registry import Registry
 from kexue.core.run import (
     Request,
     execute,
+    interface_of,
     options,
     purpose,
     result_json,
@@ -280,6 +282,28 @@ def test_rejects_options_that_the_kind_has_not_here(
         execute(registry, Request("echo/plain", model=tmp_path, options={"upper": True}))
     with refused("bare/plain takes no options of its own", argument="upper"):
         execute(registry, Request("bare/plain", options={"upper": True}))
+
+
+def test_a_component_may_have_commands_of_its_own(registry: Registry, tmp_path: Path) -> None:
+    here = __name__
+    own = Component(
+        "loss", "own", f"{here}:Scaled", "Squared.", run=f"{here}:run_bare",
+        fit=f"{here}:run_bare", apply=f"{here}:apply_echo",
+    )  # fmt: skip
+    registry.register([own], slug="own", owner="own")
+    interface = interface_of(registry, registry.get("loss/own"))
+    assert [p.name for p in options(interface, "run")] == ["times"]
+    assert math.isnan(execute(registry, Request("own"))[1].summary["figure"])
+    assert math.isnan(execute(registry, Request("own", verb="fit"))[1].summary["figure"])
+    _, result = execute(registry, Request("own", model=tmp_path, options={"times": 2}))
+    assert result.summary["times"] == 2
+    kind = interface_of(registry, registry.get("loss/scaled"))
+    assert kind == registry.interface("loss")
+
+
+def test_a_component_s_commands_must_be_targets() -> None:
+    with pytest.raises(ManifestError, match="`target` of component loss/own must be"):
+        Component("loss", "own", "a:b", "Squared.", run="no target")
 
 
 # -- parameters -----------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ def _check_form(path: Path, form: str, forms: tuple[str, ...]) -> None:
 
 
 def _of_transformers(path: Path, forms: tuple[str, ...]) -> TextModel:
+    from safetensors import SafetensorError
+
     try:
         import transformers
     except ImportError as error:
@@ -136,7 +138,7 @@ def _of_transformers(path: Path, forms: tuple[str, ...]) -> TextModel:
         auto: Any = getattr(transformers, f"AutoModelFor{kinds[form]}")
         model = auto.from_pretrained(path, use_safetensors=True, **local)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, ArgumentError):
             raise
         raise FileFormatError(

@@ -252,6 +252,7 @@ class _Beams:
         self.probable = self.good.clone()
         self.sequences = ends.new_full((rows, width, longest), PAD)
         self.ended = torch.zeros(rows, width, dtype=torch.bool, device=logits.device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=logits.device)  # NaN was met
 
     def extend(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
         """Add a token to every beam; return which beam went on by which token, None if none."""
@@ -261,6 +262,7 @@ class _Beams:
         # Ends may be among the best: enough are looked at for `width` others to be left.
         most = min(self.width * (1 + len(self.ends)), beams * size)
         scores, flat = total.flatten(1).topk(most, 1)
+        self.broken = self.broken | scores.isnan().any()
         parents, tokens = flat // size, flat % size
         history = self.tokens.gather(1, parents[..., None].expand(-1, -1, step))
         history = torch.cat([history, tokens[..., None]], 2)
@@ -326,6 +328,7 @@ class _Beams:
         sequences = self.sequences[:, :count].flatten(0, 1)
         scores, ended = self.probable[:, :count].flatten(), self.ended[:, :count].flatten()
         sequences = sequences.masked_fill(scores.isneginf()[:, None], PAD)
+        scores = scores.masked_fill(self.broken, torch.nan)
         return _finished(sequences, scores, ended)
 
 
