@@ -160,6 +160,7 @@ def test_nothing_depends_on_assert_statements() -> None:
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 NAME_A_DEVICE = {
+    "core.conformance.distributed": "where gloo's processes are",
     "core.device": "the place that does",
     "core.problems": "a default: where a problem's parameters are unless the caller says",
     "core.training": "where a module without parameters is",

@@ -7,6 +7,8 @@
     @conformance("mine")
     def test_keeps_the_contract(check):
         check()
+
+What is asked of several processes is in :mod:`kexue.core.conformance.distributed`.
 """
 
 from __future__ import annotations

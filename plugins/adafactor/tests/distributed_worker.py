@@ -1,156 +1,42 @@
-"""Trains in two processes in several ways; rank 0 prints how far each is from one process."""
+"""Measures in two processes how far Adafactor's steps are from those of one."""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard
 
+from kexue.core.conformance.distributed import Training, measure, placed
 from kexue_adafactor import Adafactor
 
-CHOICES: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 0.1},
-    "everything": {
-        "lr": 0.1, "beta1": 0.9, "weight_decay": 0.1, "clip": 0.5, "factor_dims": "largest",
-    },
-    "relative, whole": {"lr": None, "min_dim_to_factor": 100},
-}  # fmt: skip
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+CHOICES = {
+    "plain": partial(Adafactor, lr=0.1),
+    "everything": partial(
+        Adafactor, lr=0.1, beta1=0.9, weight_decay=0.1, clip=0.5, factor_dims="largest"
+    ),
+    "relative, whole": partial(Adafactor, lr=None, min_dim_to_factor=100),
+}
 
 
-class Model(nn.Module):
-    """Matrices with an odd number of rows, a vector, and a tensor of three dimensions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Linear(7, 9), nn.Linear(9, 12)
-        self.third = nn.Conv1d(3, 5, 2)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.second(self.first(x).tanh()).tanh()
-        found: Tensor = self.third(hidden.unflatten(1, (3, 4))).flatten(1).clone()
-        return found
-
-
-def batch() -> Tensor:
-    return torch.randn(8, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def train(model: nn.Module, x: Tensor, optimizer: Adafactor, steps: int = 3) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def distance(model: nn.Module, reference: Iterable[Tensor]) -> float:
-    pairs = zip(model.parameters(), reference, strict=True)
-    return max(float((whole(a) - b).detach().abs().max()) for a, b in pairs)
-
-
-def sharded(mesh: DeviceMesh, dtype: torch.dtype = torch.float64) -> nn.Module:
-    model = Model().to(dtype)
-    fully_shard(model.second, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model
-
-
-def checkpoint(mesh: DeviceMesh, mine: Tensor, choice: dict[str, Any]) -> nn.Module:
-    """Three steps, a full state dict, and three more steps in another model."""
-    model, twin = sharded(mesh), sharded(mesh)
-    optimizer, other = (Adafactor(m.parameters(), **choice) for m in (model, twin))
-    train(model, mine, optimizer)
-    options = StateDictOptions(full_state_dict=True)
-    state = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
-    twin.load_state_dict(model.state_dict())
-    set_optimizer_state_dict(twin, other, state, options=options)
-    train(twin, mine, other)
-    return twin
-
-
-def columns(mesh: DeviceMesh) -> float:
-    """A matrix that is sharded by columns, as tensor parallelism does."""
-    generator = torch.Generator().manual_seed(0)
-    weight, gradient = (
-        torch.randn(6, 7, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
-    reference = nn.Parameter(weight.clone())
-    parameter = nn.Parameter(distribute_tensor(weight, mesh, [Shard(1)]))
-    for p, g in (
-        (reference, gradient),
-        (parameter, distribute_tensor(gradient, mesh, [Shard(1)])),
-    ):
-        optimizer = Adafactor([p], lr=0.1)
-        for _ in range(3):
-            p.grad = g
-            optimizer.step()
-    return float((whole(parameter) - reference).detach().abs().max())
-
-
-def rounded(mesh: DeviceMesh, mine: Tensor) -> float:
-    """Sharded bfloat16 parameters with stochastic rounding, near those of one process."""
-    model = sharded(mesh, torch.bfloat16)
+def rounding(params: Any) -> Adafactor:
     generator = torch.Generator().manual_seed(dist.get_rank())
-    optimizer = Adafactor(
-        model.parameters(), lr=0.01, stochastic_rounding=True, generator=generator
-    )
-    train(model, mine.bfloat16(), optimizer, 1)
-    kinds = {v.dtype for s in optimizer.state.values() for v in s.values() if type(v) is not int}
-    if kinds != {torch.float32}:
-        raise AssertionError(f"the state is {kinds}")
-    single = Model()
-    train(single, batch(), Adafactor(single.parameters(), lr=0.01), 1)
-    return distance(model, single.parameters())
+    return Adafactor(params, lr=0.01, stochastic_rounding=True, generator=generator)
 
 
-def main() -> None:
-    """Measure, and print."""
-    dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    mine = batch().chunk(dist.get_world_size())[dist.get_rank()]
-    found: dict[str, float] = {}
-    for name, choice in CHOICES.items():
-        single = Model()
-        optimizer = Adafactor(single.parameters(), **choice)
-        start = [p.detach().clone() for p in single.parameters()]
-        train(single, batch(), optimizer)
-        found[f"moved, {name}"] = distance(single, start)
-        wanted = [p.detach().clone() for p in single.parameters()]
-        train(single, batch(), optimizer)
-        ways: dict[str, Callable[[], nn.Module]] = {
-            "ddp": lambda: nn.parallel.DistributedDataParallel(Model()),
-            "fsdp2": lambda: sharded(mesh),
-        }
-        for way, make in ways.items():
-            model = make()
-            train(model, mine, Adafactor(model.parameters(), **choice))
-            found[f"{way}, {name}"] = distance(model, wanted)
-        resumed = checkpoint(mesh, mine, choice)
-        found[f"checkpoint, {name}"] = distance(resumed, single.parameters())
-    found["columns"] = columns(mesh)
-    found["rounded"] = rounded(mesh, mine)
-    if dist.get_rank() == 0:
-        print("FOUND " + json.dumps(found))  # noqa: T201
-    dist.destroy_process_group()
+def distances(mesh: DeviceMesh) -> dict[str, float]:
+    training = Training()
+    return {
+        **training.compare(mesh, CHOICES),
+        "columns": placed(mesh, CHOICES["plain"], Shard(1)),
+        "rounded": training.half(mesh, rounding, partial(Adafactor, lr=0.01)),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    measure(distances)

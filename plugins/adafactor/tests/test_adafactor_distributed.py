@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from kexue.core.conformance.distributed import has_gloo, run_processes
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-    reason="torch is built without gloo",
-)
+pytestmark = pytest.mark.skipif(not has_gloo(), reason="torch is built without gloo")
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, float]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, "--nproc-per-node", "2", str(WORKER)],
-        capture_output=True, text=True, timeout=300, env=environment, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    (line,) = [x for x in ran.stdout.splitlines() if x.startswith("FOUND ")]
-    measured: dict[str, float] = json.loads(line.removeprefix("FOUND "))
-    return measured
+    return run_processes(WORKER)
 
 
 CHOICES = ("plain", "everything", "relative, whole")
