@@ -125,6 +125,27 @@ if TYPE_CHECKING:
     from kexue.core.registry import (
         registry as registry,
     )
+    from kexue.core.stepping import (
+        check_settings as check_settings,
+    )
+    from kexue.core.stepping import (
+        different_parameters as different_parameters,
+    )
+    from kexue.core.stepping import (
+        restore_state as restore_state,
+    )
+    from kexue.core.stepping import (
+        saved_tensors as saved_tensors,
+    )
+    from kexue.core.stepping import (
+        some_parameters as some_parameters,
+    )
+    from kexue.core.stepping import (
+        state_dtype as state_dtype,
+    )
+    from kexue.core.stepping import (
+        with_gradient as with_gradient,
+    )
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -155,6 +176,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "interfaces.similarity": ["Similarity"],
         "job": ["Job", "Result"],
         "registry": ["Registry", "build", "components", "create", "describe", "registry"],
+        "stepping": [
+            "check_settings",
+            "different_parameters",
+            "restore_state",
+            "saved_tensors",
+            "some_parameters",
+            "state_dtype",
+            "with_gradient",
+        ],
     },
 )
 

@@ -23,7 +23,7 @@ NODES = [(module, node) for module, tree in TREES.items() for node in ast.walk(t
 FLOORS = {
     "ground": "errors component hooks docstrings source signatures text lab interfaces "
     "interfaces.base",
-    "files": "catalogue settings device loading lines tables writing files plots",
+    "files": "catalogue settings device loading lines tables writing files plots stepping",
     "registry": "discovery describe registry packages scaffold environment",
     "work": "averaging inputs job problems densities training experiments lab.data",
     "contracts": "interfaces.*",

@@ -36,7 +36,17 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, Example, Optimizer
+from kexue.core import (
+    ArgumentError,
+    Example,
+    Optimizer,
+    check_settings,
+    different_parameters,
+    restore_state,
+    some_parameters,
+    state_dtype,
+    with_gradient,
+)
 from kexue_adafactor.rounding import stochastic_round
 from kexue_adafactor.tiny import are_tiny, means, scaled
 
@@ -45,7 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adafactor"]
 
-_HALF = (torch.float16, torch.bfloat16)
 _RELATIVE_LR = 1e-2  # the cap of the relative step when no `lr` is given
 _WARMUP = 1e-6  # per step, with `warmup_init`
 _UNSCALED = 0.05  # what the relative step is multiplied by without the scale of the parameters
@@ -90,8 +99,9 @@ class Adafactor(Optimizer):
         foreach: Whether parameters of equal shape are stacked. None for yes.
 
     Raises:
-        ArgumentError: If an argument is out of range, a parameter is complex, or, on ``step``, a
-            gradient is sparse or a scheduler is attached to ``lr=None``.
+        ArgumentError: If an argument is out of range, there are no parameters, one is complex or
+            there twice, or, on ``step``, a gradient is sparse or a scheduler is attached to
+            ``lr=None``.
 
     Example:
         >>> import torch
@@ -146,7 +156,7 @@ class Adafactor(Optimizer):
             "foreach": foreach,
         }
         _check(defaults)
-        super().__init__(params, defaults)
+        super().__init__(some_parameters("Adafactor", params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with their own settings.
@@ -157,7 +167,7 @@ class Adafactor(Optimizer):
         Raises:
             ArgumentError: As the constructor.
         """
-        group = dict(param_group)
+        group = different_parameters("Adafactor", self, param_group)
         settings = {**self.defaults, **group}
         _check(settings)
         # Schedulers and checkpoints want a number: None is kept as a flag beside it.
@@ -166,8 +176,6 @@ class Adafactor(Optimizer):
             group["relative_step"] = settings["lr"] is None
         if settings["lr"] is None:
             group["lr"] = _RELATIVE_LR
-        given = group["params"]
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
         for entry in group["params"]:
             parameter = entry[1] if isinstance(entry, tuple) else entry
             if isinstance(parameter, Tensor) and parameter.is_complex():
@@ -196,7 +204,9 @@ class Adafactor(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moved = [(group, _with_gradient(group)) for group in self.param_groups]
+        for group in self.param_groups:
+            _check_schedule(group)
+        moved = [(group, with_gradient(group["params"])) for group in self.param_groups]
         for group, parameters in moved:
             for buckets in self._buckets(group, parameters):
                 scaled = _scaled(group, buckets, self.state[buckets[0][0]]["step"])
@@ -211,15 +221,7 @@ class Adafactor(Optimizer):
             state_dict: The state. Not modified, and not shared afterwards.
         """
         super().load_state_dict(state_dict)
-        # torch gives the state the type of its parameter, and shares tensors that need no change.
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        here = [p for group in self.param_groups for p in group["params"]]
-        for index, parameter in zip(saved, here, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(
-                        parameter.device, _state_dtype(parameter), copy=True
-                    )
+        restore_state(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "generator": self.generator}
@@ -258,10 +260,10 @@ class Adafactor(Optimizer):
         first = parameters[0]
         step = self.state[first]["step"]
         dims = _factored(first.shape, group["factor_dims"], group["min_dim_to_factor"])
-        dtype = _state_dtype(first)
+        dtype = state_dtype(first)
         grads = [p.grad for p in parameters if p.grad is not None]
         gradient = _stack(_moved(grads, dims)).to(dtype)  # [same, …]
-        weights = _stack(parameters).to(dtype) if first.dtype in _HALF else None  # [same, *shape]
+        weights = _stack(parameters).to(dtype) if first.dtype != dtype else None  # [same, *shape]
 
         if group["weight_decay"]:
             kept = 1 - _rate(group, step) * group["weight_decay"]
@@ -353,12 +355,7 @@ def _check(settings: dict[str, Any]) -> None:
         "factor_dims": (settings["factor_dims"] in {"last", "largest"}, "'last' or 'largest'"),
         "min_dim_to_factor": (isinstance(least, int) and least >= 1, "an int of at least 1"),
     }
-    for name, (holds, condition) in conditions.items():
-        if not holds:
-            raise ArgumentError(
-                f"`{name}` of Adafactor must be {condition}. Found {settings[name]!r}.",
-                argument=name,
-            )
+    check_settings("Adafactor", settings, conditions)
     if settings["relative_step"] is False and lr is None:
         raise ArgumentError(
             "`lr` of Adafactor must be given with relative_step=False. Found None. "
@@ -373,28 +370,13 @@ def _check(settings: dict[str, Any]) -> None:
         )
 
 
-def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
-    """Return the parameters that move, after looking at what they bring."""
+def _check_schedule(group: dict[str, Any]) -> None:
     if group.get("default_lr") and "initial_lr" in group:
         raise ArgumentError(
             "`lr` of Adafactor must be a number under a learning-rate scheduler. Found None, whose "
             "steps follow 1/√t. Give lr, for example 1e-3, or remove the scheduler.",
             argument="lr",
         )
-    found = []
-    for parameter in group["params"]:
-        gradient = parameter.grad
-        if gradient is None or parameter.numel() == 0:
-            continue
-        if gradient.layout is not torch.strided:
-            raise ArgumentError(
-                f"The gradients of `params` must be dense. Found layout {gradient.layout} for a "
-                f"parameter of shape {list(parameter.shape)}. "
-                "Build its module with sparse=False, or optimise it by torch.optim.SparseAdam.",
-                argument="params",
-            )
-        found.append(parameter)
-    return found
 
 
 def _rate(group: dict[str, Any], step: int) -> float:
@@ -413,7 +395,7 @@ def _scaled(group: dict[str, Any], buckets: list[list[Tensor]], step: int) -> Se
     """Return ∓α_t max(ε₂, RMS(θ)) before any decay: for each bucket, shape ``[same]``."""
     parameters = [p for bucket in buckets for p in bucket]
     first = parameters[0]
-    dtype = _state_dtype(first)
+    dtype = state_dtype(first)
     rate = _rate(group, step) if group["maximize"] else -_rate(group, step)
     if group["scale_parameter"]:
         norms = torch._foreach_norm(parameters, 2, dtype=dtype)  # noqa: SLF001
@@ -440,10 +422,6 @@ def _factored(shape: torch.Size, which: str, least: int) -> tuple[int, int] | No
 
 
 # -- tensors ---------------------------------------------------------------------------------------
-
-
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float32 if parameter.dtype in _HALF else parameter.dtype
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -399,6 +399,21 @@ def test_rejects_complex_parameters() -> None:
         Adafactor([("p", p)])
 
 
+@pytest.mark.parametrize("given_as", [[], (), iter(())], ids=["list", "tuple", "iterator"])
+def test_rejects_no_parameters(given_as: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"of Adafactor .* Found none") as caught:
+        Adafactor(given_as)
+    assert caught.value.argument == "params"
+
+
+def test_rejects_a_parameter_that_comes_twice() -> None:
+    p = nn.Parameter(torch.ones(3))
+    for given_as in ([p, p], [{"params": [p]}, {"params": p}], [("a", p), ("b", p)]):
+        with pytest.raises(ArgumentError, match=r"different.*\[3\] twice") as caught:
+            Adafactor(given_as)
+        assert caught.value.argument == "params"
+
+
 def test_rejects_sparse_gradients_before_anything_moves() -> None:
     table = nn.Embedding(5, 3, sparse=True)
     dense = nn.Parameter(torch.ones(2))

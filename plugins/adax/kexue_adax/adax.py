@@ -42,8 +42,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, Example, Optimizer
-from kexue_adax.stepping import Bucket, at_once, may_fuse, state_dtype, step_bucket
+from kexue.core import (
+    ArgumentError,
+    Example,
+    Optimizer,
+    check_settings,
+    different_parameters,
+    restore_state,
+    some_parameters,
+    state_dtype,
+    with_gradient,
+)
+from kexue_adax.stepping import Bucket, at_once, may_fuse, step_bucket
 from kexue_adax.tensors import own_parts, pieces, touched
 
 __all__ = ["AdaX", "AdaXW"]
@@ -128,15 +138,7 @@ class AdaX(Optimizer):
         }
         self._check(defaults)
         self._warn(betas[1], stacklevel=2 + (type(self) is AdaXW))
-        if not isinstance(params, Tensor):  # which torch refuses
-            params = list(params)
-            if not params:
-                raise ArgumentError(
-                    f"`params` of {self._name} must hold a parameter. Found none. "
-                    "Give model.parameters() of a model that has some.",
-                    argument="params",
-                )
-        super().__init__(params, defaults)
+        super().__init__(some_parameters(self._name, params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with their own settings.
@@ -147,22 +149,10 @@ class AdaX(Optimizer):
         Raises:
             ArgumentError: As the constructor.
         """
-        group = dict(param_group)
+        group = different_parameters(self._name, self, param_group)
         self._check({**self.defaults, **group})
         if "betas" in group:
             self._warn(group["betas"][1], stacklevel=2)
-        given = group["params"]
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
-        known = {id(p) for other in self.param_groups for p in other["params"]}
-        for entry in group["params"]:
-            parameter = entry[1] if isinstance(entry, tuple) else entry
-            if id(parameter) in known:
-                raise ArgumentError(
-                    f"`params` of {self._name} must be different parameters. Found one of shape "
-                    f"{list(parameter.shape)} twice. Leave it out of one of the groups.",
-                    argument="params",
-                )
-            known.add(id(parameter))
         super().add_param_group(group)
 
     @torch.no_grad()
@@ -182,7 +172,7 @@ class AdaX(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moved = [(group, self._with_gradient(group)) for group in self.param_groups]
+        moved = [(group, with_gradient(group["params"])) for group in self.param_groups]
         for group, parameters in moved:
             for bucket in self._buckets(group, parameters):
                 step_bucket(group, bucket)
@@ -207,15 +197,7 @@ class AdaX(Optimizer):
                     argument="state_dict",
                 )
         super().load_state_dict(state_dict)
-        # torch gives the state the type of its parameter, and shares tensors that need no change.
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        here = [p for group in self.param_groups for p in group["params"]]
-        for index, parameter in zip(saved, here, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(
-                        parameter.device, state_dtype(parameter), copy=True
-                    )
+        restore_state(self, state_dict)
 
     # -- which parameters go together ------------------------------------------------------------
 
@@ -242,12 +224,7 @@ class AdaX(Optimizer):
                 "left out with foreach=True",
             ),
         }
-        for name, (holds, condition) in conditions.items():
-            if not holds:
-                raise ArgumentError(
-                    f"`{name}` of {self._name} must be {condition}. Found {settings[name]!r}.",
-                    argument=name,
-                )
+        check_settings(self._name, settings, conditions)
 
     def _warn(self, beta2: float, stacklevel: int) -> None:
         """Warn of Adam's decay in place of a growth rate."""
@@ -257,23 +234,6 @@ class AdaX(Optimizer):
                 f"{beta2!r}, which looks like a decay of Adam.",
                 stacklevel=stacklevel + 1,
             )
-
-    def _with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
-        """Return the parameters that move, after looking at what they bring."""
-        found = []
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None or parameter.numel() == 0:
-                continue
-            if gradient.layout is not torch.strided:
-                raise ArgumentError(
-                    f"The gradients of `params` must be dense. Found layout {gradient.layout} for "
-                    f"a parameter of shape {list(parameter.shape)}. "
-                    "Build its module with sparse=False, or optimise it by torch.optim.SparseAdam.",
-                    argument="params",
-                )
-            found.append(parameter)
-        return found
 
     def _buckets(self, group: dict[str, Any], parameters: list[Tensor]) -> Iterator[Bucket]:
         """Count the step, and yield what is stepped together."""

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kexue.core import state_dtype
 from kexue_adax.decay import adax_share, growth
 from kexue_adax.fused import fused_step, has_fused
 
-__all__ = ["Bucket", "at_once", "may_fuse", "state_dtype", "step_bucket"]
+__all__ = ["Bucket", "at_once", "may_fuse", "step_bucket"]
 
-_HALF = (torch.float16, torch.bfloat16)
 _LEAST_RAW = 1e-37  # what ε / √((1 + β₂)^t − 1) may become: a normal number in float32
 _TOGETHER = {"cpu": 2**18}  # numbers stepped at once by lists: what stays in a cache,
 _TOGETHER_ELSEWHERE = 2**24  # or fills a device
@@ -57,11 +57,6 @@ class Bucket:
         self.numbers += weight.numel()
 
 
-def state_dtype(parameter: Tensor) -> torch.dtype:
-    """Return the type of the state: that of the parameter, or float32 for 16-bit ones."""
-    return torch.float32 if parameter.dtype in _HALF else parameter.dtype
-
-
 def at_once(weight: Tensor, *, fused: bool) -> float:
     """Return how many numbers are stepped at once: what bounds the scratch memory, if any is used.
 
@@ -69,7 +64,7 @@ def at_once(weight: Tensor, *, fused: bool) -> float:
         weight: One of the parameters.
         fused: Whether the fused kernel steps them.
     """
-    if fused and weight.dtype not in _HALF:
+    if fused and weight.dtype == state_dtype(weight):
         return math.inf
     return _TOGETHER.get(weight.device.type, _TOGETHER_ELSEWHERE)
 

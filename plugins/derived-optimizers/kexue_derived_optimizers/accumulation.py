@@ -29,7 +29,7 @@ from typing import Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError
+from kexue.core import ArgumentError, state_dtype
 from kexue_derived_optimizers.options import is_count, require
 from kexue_derived_optimizers.recipe import Recipe
 from kexue_lookahead.derivation import Derivation, Group, batches, local
@@ -40,7 +40,6 @@ __all__ = ["GradAccumulation", "GradAccumulationDerivation", "Window", "with_gra
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
-_HALF = (torch.float16, torch.bfloat16)
 _SUM = "grad-accumulation.sum"
 _COUNT = "grad_accum_count"
 _LENT = "_grad_accum_lent"
@@ -192,7 +191,7 @@ def _add(optimizer: DerivedOptimizer, group: Group) -> None:
 
 def _buffer(optimizer: DerivedOptimizer, p: Tensor) -> Tensor:
     """Return memory for a sum; on a CPU, where new memory is dear, the same again."""
-    kept = torch.float32 if p.dtype in _HALF else p.dtype
+    kept = state_dtype(p)
     spare: Tensor | None = vars(optimizer).setdefault(_SPARE, {}).pop(p, None)
     if spare is None or (spare.shape, spare.dtype, spare.device) != (p.shape, kept, p.device):
         return torch.empty_like(p, dtype=kept, requires_grad=False)

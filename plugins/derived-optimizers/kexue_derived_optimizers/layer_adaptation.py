@@ -34,7 +34,7 @@ from typing import Any, ClassVar, TypeVar, overload
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError
+from kexue.core import ArgumentError, state_dtype
 from kexue_derived_optimizers.options import as_patterns, check_patterns, require
 from kexue_derived_optimizers.recipe import Recipe
 from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, local, matching
@@ -44,8 +44,6 @@ __all__ = ["LayerAdaptation", "LayerAdaptationDerivation", "with_layer_adaptatio
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 Clamp = tuple[float, float] | None
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def as_clamp(clamp: Any) -> Clamp:
@@ -155,7 +153,7 @@ class LayerAdaptationDerivation(Derivation):
 
 def _norms(tensors: list[Tensor]) -> Tensor:
     """Return the norms of tensors, in float32 at least; those of DTensors over all their shards."""
-    wide = torch.float32 if tensors[0].dtype in _HALF else tensors[0].dtype
+    wide = state_dtype(tensors[0])
     if distributed(tensors[0]):
         found = [torch.linalg.vector_norm(x, dtype=wide) for x in tensors]
         return torch.stack([norm.full_tensor() for norm in found])

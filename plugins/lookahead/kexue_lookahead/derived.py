@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError
+from kexue.core import ArgumentError, saved_tensors
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
 from kexue_lookahead.derivation import Derivation, Group
@@ -113,13 +113,10 @@ class DerivedOptimizer(torch.optim.Optimizer):
                 for name in derivation.counters:
                     group.setdefault(name, 0)
         prefixes = tuple(f"{d.name}." for d in self.derivations)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        here = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(saved, here, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and key.startswith(prefixes):
-                    # torch gives it the type of the parameter, and may share its memory
-                    self.state[p][key] = value.to(p.device, copy=True)
+        for parameter, key, value in saved_tensors(self, state_dict):
+            if key.startswith(prefixes):
+                # torch gives it the type of the parameter, and may share its memory
+                self.state[parameter][key] = value.to(parameter.device, copy=True)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by base and derivations: the class has no address of its own."""

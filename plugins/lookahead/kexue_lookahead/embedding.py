@@ -28,7 +28,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, Example, Optimizer
+from kexue.core import (
+    ArgumentError,
+    Example,
+    Optimizer,
+    check_settings,
+    different_parameters,
+    restore_state,
+    some_parameters,
+    state_dtype,
+)
 from kexue_lookahead.derivation import Group, distributed, local
 from kexue_lookahead.rows import (
     TouchedRows,
@@ -41,7 +50,6 @@ from kexue_lookahead.rows import (
 
 __all__ = ["Lazy"]
 
-_HALF = (torch.float16, torch.bfloat16)
 _MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
@@ -71,9 +79,9 @@ class Lazy(TouchedRows, Optimizer):
         maximize: Whether to go uphill.
 
     Raises:
-        ArgumentError: If an argument is out of range, a parameter is complex or a scalar, or, on
-            ``step``, a sparse gradient is not COO of rows, or a parameter is sharded otherwise than
-            by rows; no parameter has moved then.
+        ArgumentError: If an argument is out of range, there are no parameters, one is complex, a
+            scalar or there twice, or, on ``step``, a sparse gradient is not COO of rows, or a
+            parameter is sharded otherwise than by rows; no parameter has moved then.
 
     Example:
         >>> import torch
@@ -111,7 +119,7 @@ class Lazy(TouchedRows, Optimizer):
             "maximize": maximize,
         }
         _check(defaults)
-        super().__init__(params, defaults)
+        super().__init__(some_parameters("Lazy", params), defaults)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with their own settings.
@@ -122,10 +130,8 @@ class Lazy(TouchedRows, Optimizer):
         Raises:
             ArgumentError: As the constructor.
         """
-        group = dict(param_group)
+        group = different_parameters("Lazy", self, param_group)
         _check({**self.defaults, **group})
-        given = group["params"]
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
         for entry in group["params"]:
             parameter = entry[1] if isinstance(entry, tuple) else entry
             if isinstance(parameter, Tensor) and (parameter.is_complex() or parameter.ndim == 0):
@@ -200,23 +206,18 @@ class Lazy(TouchedRows, Optimizer):
             state_dict: The state. Not modified, and not shared afterwards.
         """
         super().load_state_dict(state_dict)
-        # torch gives the state the type of its parameter, and shares tensors that need no change.
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        here = [p for group in self.param_groups for p in group["params"]]
-        for index, parameter in zip(saved, here, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+        restore_state(self, state_dict)
 
     def _prepare(self, group: Group, parameter: Tensor) -> None:
         """Make the state, all 0, and count the step."""
         state = self.state[parameter]
         if not state:
             state["step"] = 0
-            dtype = torch.float32 if parameter.dtype in _HALF else parameter.dtype
             for name in _MOMENTS[group["base"]]:
                 state[name] = torch.zeros_like(
-                    parameter, dtype=dtype, memory_format=torch.contiguous_format
+                    parameter,
+                    dtype=state_dtype(parameter),
+                    memory_format=torch.contiguous_format,
                 )
         if group["state"] == "decay":
             if "last" not in state:
@@ -247,11 +248,7 @@ def _check(settings: dict[str, Any]) -> None:
         "momentum": (0 <= settings["momentum"] < 1, "in [0, 1)"),
         "weight_decay": (0 <= settings["weight_decay"] < math.inf, "finite and not negative"),
     }
-    for name, (holds, condition) in conditions.items():
-        if not holds:
-            raise ArgumentError(
-                f"`{name}` of Lazy must be {condition}. Found {settings[name]!r}.", argument=name
-            )
+    check_settings("Lazy", settings, conditions)
 
 
 def _decays(group: Group) -> tuple[float, ...]:

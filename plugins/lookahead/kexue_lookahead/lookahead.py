@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, Example, Optimizer
+from kexue.core import ArgumentError, Example, Optimizer, check_settings, state_dtype
 from kexue_lookahead.derivation import Derivation, Group, batches, local
 from kexue_lookahead.derived import DerivedOptimizer, become, derive
 
@@ -43,7 +43,6 @@ __all__ = ["Lookahead", "LookaheadDerivation", "SlowWeights", "with_lookahead"]
 T = TypeVar("T", bound=torch.optim.Optimizer)
 Pullback = Literal["none", "reset", "average"]
 
-_HALF = (torch.float16, torch.bfloat16)
 _PREFIX = "lookahead."
 _SLOW = f"{_PREFIX}slow"
 _POSITION = "lookahead_position"
@@ -128,12 +127,7 @@ class LookaheadDerivation(Derivation):
             "slow_step_size": (0 < size <= 1, "in (0, 1]"),
             "pullback": (pullback in {"none", "reset", "average"}, "'none', 'reset' or 'average'"),
         }
-        for name, (holds, condition) in conditions.items():
-            if not holds:
-                raise ArgumentError(
-                    f"`{name}` of lookahead must be {condition}. Found {options[name]!r}.",
-                    argument=name,
-                )
+        check_settings("lookahead", options, conditions)
 
     def look(self, optimizer: DerivedOptimizer) -> None:
         """Refuse to step on the slow weights.
@@ -156,8 +150,7 @@ class LookaheadDerivation(Derivation):
             for p in group["params"]:
                 state = optimizer.state[p]
                 if _SLOW not in state and (p.grad is not None or p.requires_grad):
-                    kept = torch.float32 if p.dtype in _HALF else p.dtype
-                    state[_SLOW] = p.detach().to(kept, copy=True)
+                    state[_SLOW] = p.detach().to(state_dtype(p), copy=True)
 
     def end(self, optimizer: DerivedOptimizer) -> None:
         """Count, and every k steps of a group mix its weights.

@@ -445,6 +445,14 @@ def test_rejects_parameters_without_rows() -> None:
             Lazy([p])
 
 
+def test_rejects_lists_of_parameters_that_are_none() -> None:
+    with pytest.raises(ArgumentError, match=r"of Lazy .* Found none"):
+        Lazy([])
+    p = table()
+    with pytest.raises(ArgumentError, match=r"different.*\[12, 3\] twice"):
+        Lazy([p, p])
+
+
 def test_rejects_gradients_before_anything_moves() -> None:
     good, bad = table(), table()
     good.grad = torch.ones_like(good)

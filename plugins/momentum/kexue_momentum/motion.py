@@ -29,12 +29,21 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, Example, Optimizer
+from kexue.core import (
+    ArgumentError,
+    Example,
+    Optimizer,
+    check_settings,
+    different_parameters,
+    restore_state,
+    some_parameters,
+    state_dtype,
+    with_gradient,
+)
 from kexue_momentum.dynamics import beta_for_lr, time_step
 
 __all__ = ["Motion"]
 
-_HALF = (torch.float16, torch.bfloat16)
 _TOGETHER = {"cpu": 2**17}  # numbers in one call: what stays in a cache,
 _TOGETHER_ELSEWHERE = 2**24  # or fills a device; scratch memory is as large
 _UNITS = ("none", "lr", "dynamics")
@@ -67,14 +76,7 @@ class Motion(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._check(defaults)
-        given = [params] if isinstance(params, Tensor) else list(params)
-        if not given:
-            raise ArgumentError(
-                f"`params` of {type(self).__name__} must hold at least one parameter. Found none. "
-                "Give model.parameters() of a model that has some; a generator can be used once.",
-                argument="params",
-            )
-        super().__init__(given, defaults)
+        super().__init__(some_parameters(type(self).__name__, params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with their own settings.
@@ -85,15 +87,12 @@ class Motion(Optimizer):
         Raises:
             ArgumentError: As the constructor.
         """
-        group = dict(param_group)
+        group = different_parameters(type(self).__name__, self, param_group)
         settings = {**self.defaults, **group}
         self._check(settings)
         group["reference_lr"] = float(settings["lr"])  # the momentum is meant for this one
         if settings["rescale_velocity"] is None:
             group["rescale_velocity"] = "dynamics" if settings["keep_friction"] else "none"
-        given = group["params"]
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
-        self._check_params(group["params"])
         super().add_param_group(group)
 
     @torch.no_grad()
@@ -113,7 +112,10 @@ class Motion(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [(group, self._with_gradient(group)) for group in self.param_groups]
+        ready = [
+            (group, with_gradient(group["params"], instead="torch.optim.SGD"))
+            for group in self.param_groups
+        ]
         for group, parameters in ready:
             for plan, together in self._plans(group, parameters):
                 self._move(group, plan, together)
@@ -150,14 +152,7 @@ class Motion(Optimizer):
             state_dict: The state. Not modified, and not shared afterwards.
         """
         super().load_state_dict(state_dict)
-        # torch gives the state the type of its parameter, and shares tensors that need no change.
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        here = [p for group in self.param_groups for p in group["params"]]
-        for index, parameter in zip(saved, here, strict=True):
-            mean = state_dict["state"].get(index, {}).get("mean")
-            if mean is not None:
-                kept = mean.to(parameter.device, _exact(parameter), copy=True)
-                self.state[parameter]["mean"] = kept
+        restore_state(self, state_dict)
 
     # -- what a step will do ---------------------------------------------------------------------
 
@@ -195,7 +190,7 @@ class Motion(Optimizer):
     def _gradients(self, group: dict[str, Any], plan: Plan, parameters: list[Tensor]) -> list[Any]:
         """Return what the parameters move against, as local tensors of the state's type."""
         del plan
-        dtype = _exact(parameters[0])
+        dtype = state_dtype(parameters[0])
         found = [_local(p.grad, p).to(dtype) for p in parameters if p.grad is not None]
         if group["weight_decay"]:
             sign = -1 if group["maximize"] else 1
@@ -220,7 +215,7 @@ class Motion(Optimizer):
         along = sign * plan.unit * plan.gain * (1 - ahead + ahead * plan.beta)
         if not ahead:
             torch._foreach_add_(weights, means, alpha=along)
-        elif parameters[0].dtype in _HALF:  # the sum first: it is rounded once
+        elif parameters[0].dtype != means[0].dtype:  # the sum first: it is rounded once
             change = torch._foreach_mul(means, along)  # noqa: SLF001
             torch._foreach_add_(change, gradients, alpha=sign * ahead * plan.alpha)
             torch._foreach_add_(weights, change)
@@ -231,7 +226,7 @@ class Motion(Optimizer):
     def _mean(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "mean" not in state:
-            state["mean"] = torch.zeros_like(parameter, dtype=_exact(parameter))
+            state["mean"] = torch.zeros_like(parameter, dtype=state_dtype(parameter))
         mean: Tensor = state["mean"]
         return mean
 
@@ -254,45 +249,7 @@ class Motion(Optimizer):
         }
 
     def _check(self, settings: dict[str, Any]) -> None:
-        for name, (holds, condition) in self._conditions(settings).items():
-            if not holds:
-                raise ArgumentError(
-                    f"`{name}` of {type(self).__name__} must be {condition}. "
-                    f"Found {settings[name]!r}.",
-                    argument=name,
-                )
-
-    def _check_params(self, entries: list[Any]) -> None:
-        """Refuse what is no list of different parameters, before torch does in other words."""
-        seen: set[int] = set()
-        known = {id(p) for group in self.param_groups for p in group["params"]}
-        for entry in entries:
-            parameter = entry[1] if isinstance(entry, tuple) else entry
-            if id(parameter) in seen | known:
-                raise ArgumentError(
-                    f"`params` of {type(self).__name__} must be different from each other. Found "
-                    f"one of shape {list(parameter.shape)} twice"
-                    f"{'' if id(parameter) in seen else ', in two groups'}. Leave it out once.",
-                    argument="params",
-                )
-            seen.add(id(parameter))
-
-    def _with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
-        """Return the parameters that move, after looking at their gradients."""
-        found = []
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None or parameter.numel() == 0:
-                continue
-            if gradient.layout is not torch.strided:
-                raise ArgumentError(
-                    f"The gradients of `params` must be dense. Found layout {gradient.layout} for "
-                    f"a parameter of shape {list(parameter.shape)}. Build its module with "
-                    "sparse=False, or optimise it by torch.optim.SGD.",
-                    argument="params",
-                )
-            found.append(parameter)
-        return found
+        check_settings(type(self).__name__, settings, self._conditions(settings))
 
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:
@@ -309,10 +266,6 @@ def _unit(name: str | None, alpha: float, beta: float) -> tuple[float, float]:
         gamma = time_step(alpha, beta)
         return gamma, gamma * (1 + beta) / 2  # α = γ² (1 + β)/2
     return 1.0, alpha
-
-
-def _exact(parameter: Tensor) -> torch.dtype:
-    return torch.float32 if parameter.dtype in _HALF else parameter.dtype
 
 
 def _local(tensor: Any, like: Any = None) -> Tensor:
