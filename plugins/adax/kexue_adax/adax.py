@@ -307,6 +307,8 @@ class AdaXW(AdaX):
         [0.85, 0.95]
     """
 
+    reads_parameters = staticmethod(AdaX.reads_parameters)
+
     def __init__(
         self,
         params: Any,

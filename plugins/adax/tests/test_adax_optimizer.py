@@ -273,3 +273,18 @@ def test_half_precision_bears_gradients_whose_square_does_not_fit(dtype: torch.d
         p.grad = torch.full((4, 3), size, dtype=dtype)
         AdaX([p], lr=2.5, eps=1e-30).step()
         assert torch.equal(p, torch.full((4, 3), 0.75, dtype=dtype))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("cls", [AdaX, AdaXW])
+def test_derivations_are_told_whether_steps_read_the_parameters(cls: Any, decay: float) -> None:
+    """If they do not, updates are computed at 0, which saves copies, and are the same."""
+    bases = pytest.importorskip("kexue_lookahead.bases")
+    lookahead = pytest.importorskip("kexue_lookahead")
+    own, reference = make(torch.float64), make(torch.float64)
+    derived = lookahead.with_lazy(cls)(own, lr=0.1, weight_decay=decay)
+    assert bases.reads_parameters(cls, derived.param_groups[0]) == bool(decay)
+    run(derived, own, range(4))
+    run(cls(reference, lr=0.1, weight_decay=decay), reference, range(4))
+    for left, right in zip(own, reference, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-13)

@@ -81,6 +81,7 @@ class Langevin(Motion):
     """
 
     stochastic: ClassVar[bool] = True
+    reads_parameters = staticmethod(Motion.reads_parameters)
 
     def __init__(
         self,

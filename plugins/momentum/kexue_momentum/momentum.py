@@ -74,6 +74,8 @@ class Momentum(Motion):
         (0.76, -0.14)
     """
 
+    reads_parameters = staticmethod(Motion.reads_parameters)
+
     def __init__(
         self,
         params: Any,
@@ -141,6 +143,7 @@ class Nesterov(Motion):
     """
 
     look_ahead: ClassVar[float] = 1.0
+    reads_parameters = staticmethod(Motion.reads_parameters)
 
     def __init__(
         self,
@@ -186,3 +189,4 @@ class HalfNesterov(Nesterov):
     """
 
     look_ahead: ClassVar[float] = 0.5
+    reads_parameters = staticmethod(Motion.reads_parameters)

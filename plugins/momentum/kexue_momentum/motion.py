@@ -251,6 +251,18 @@ class Motion(Optimizer):
     def _check(self, settings: dict[str, Any]) -> None:
         check_settings(type(self).__name__, settings, self._conditions(settings))
 
+    @staticmethod
+    def reads_parameters(group: dict[str, Any]) -> bool:
+        """Return whether the steps of a group depend on its parameters but by their gradients.
+
+        Each class says so itself: what asks does not take a base's word for its subclasses, whose
+        steps may be others.
+
+        Args:
+            group: One of ``param_groups``.
+        """
+        return bool(group["weight_decay"])
+
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:
         """Return arguments that descend gently, on a built-in problem."""

@@ -234,3 +234,39 @@ def test_bytes_of_state() -> None:
         optimizer = Momentum(own, 0.1, momentum)
         run(optimizer, own, range(2))
         assert state_bytes(optimizer) == wanted * sum(p.numel() for p in own)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("cls", ALL)
+def test_derivations_are_told_whether_steps_read_the_parameters(
+    monkeypatch: pytest.MonkeyPatch, cls: Any, decay: float
+) -> None:
+    """If they do not, updates are computed at 0, which saves copies, and are the same."""
+    lookahead = pytest.importorskip("kexue_lookahead")
+
+    class Silent(cls):  # type: ignore[misc]
+        """Says nothing of itself, and is taken to read."""
+
+    at_zero: list[bool] = []
+    plain = cls._move
+
+    def move(self: Any, group: Any, plan: Any, parameters: list[Tensor]) -> None:
+        at_zero.extend(not p.any() for p in parameters)
+        plain(self, group, plan, parameters)
+
+    monkeypatch.setattr(cls, "_move", move)
+    both = []
+    for base in (cls, Silent):
+        at_zero.clear()
+        own = make(torch.float64)
+        torch.manual_seed(0)
+        derived = lookahead.with_lazy(base)(own, lr=0.1, momentum=0.5, weight_decay=decay)
+        run(derived, own, range(4))
+        assert any(at_zero) == (base is cls and not decay)
+        both.append(own)
+    reference = make(torch.float64)
+    torch.manual_seed(0)
+    run(cls(reference, lr=0.1, momentum=0.5, weight_decay=decay), reference, range(4))
+    for left, right, own in zip(*both, reference, strict=True):
+        torch.testing.assert_close(left, own, rtol=0, atol=1e-13)
+        torch.testing.assert_close(right, own, rtol=0, atol=1e-13)
