@@ -65,22 +65,23 @@ def kexue_components() -> list[Component]:
 @hookimpl
 def kexue_experiments() -> list[Experiment]:
     """Return what measures the claims."""
+    where = "kexue_lookahead.experiments"
     return [
         Experiment(
             "lookahead",
-            "kexue_lookahead.experiments:lookahead",
+            f"{where}.lookahead:lookahead",
             "The variance on a noisy quadratic, and digits in small batches, with Lookahead.",
             references=(_POST, _PAPER),
         ),
         Experiment(
             "rows",
-            "kexue_lookahead.experiments:rows",
+            f"{where}.rows:rows",
             "Which rows of an embedding move, and the deferred form beside the dense one.",
             references=(_POST,),
         ),
         Experiment(
             "text",
-            "kexue_lookahead.experiments:text",
+            f"{where}.text:text",
             "The topics of lines of text with Adam and with lazy updates.",
             references=(_POST,),
         ),

@@ -1,0 +1,1 @@
+"""The claims of post 6869 and of the paper, measured."""
