@@ -68,7 +68,7 @@ def test_a_source_has_the_same_answer_alone_and_in_a_batch() -> None:
         torch.testing.assert_close(alone[0], together[i])
         one = beam_search(model, ids, width=3, max_new_tokens=6)
         assert one.tolist() == [found.tolist()[i]]
-    with pytest.raises(ArgumentError, match="hold a character in every row.*row 1"):
+    with pytest.raises(ArgumentError, match=r"hold a character in every row.*row 1"):
         model.begin(*pad_ids(ROWS))
 
 
@@ -96,11 +96,11 @@ def test_a_causal_model_does_not_see_what_follows() -> None:
 def test_refuses_sizes() -> None:
     with pytest.raises(ArgumentError, match="`cell` must be 'gru', 'rnn' or 'transformer'"):
         CharacterModel(ALPHABET, cell="lstm")
-    with pytest.raises(ArgumentError, match="`width` must be even. Found 5"):
+    with pytest.raises(ArgumentError, match=r"`width` must be even. Found 5"):
         CharacterSeq2Seq(ALPHABET, width=5)
-    with pytest.raises(ArgumentError, match="`width` must be a multiple of 4. Found 6"):
+    with pytest.raises(ArgumentError, match=r"`width` must be a multiple of 4. Found 6"):
         Transformer(6, 1)
-    with pytest.raises(ArgumentError, match="`ids` must have at most 5 tokens. Found 6"):
+    with pytest.raises(ArgumentError, match=r"`ids` must have at most 5 tokens. Found 6"):
         Transformer(8, 1, max_length=5)(torch.zeros(1, 6, 8))
     with pytest.raises(ArgumentError, match="reads 8 tokens"):
         generate(causal("transformer", max_length=8), torch.tensor([[6] * 5]), max_new_tokens=4)
@@ -192,7 +192,7 @@ def test_a_masked_model_learns_a_text(registry: Registry, tmp_path: Path) -> Non
     ids[0, 2] = scorer.mask_id
     best = scorer(ids, None, torch.tensor([[2]])).argmax(-1)
     assert found.vocabulary.decode(best[0].tolist()) == "a"
-    with pytest.raises(ArgumentError, match="must be a causal or seq2seq.*Found a masked one"):
+    with pytest.raises(ArgumentError, match=r"must be a causal or seq2seq.*Found a masked one"):
         load_text_model(where)
 
 
@@ -217,11 +217,10 @@ def test_reads_models_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     words = {"[UNK]": 0, "</s>": 1, "[MASK]": 2, "科": 3, "学": 4}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    special = {"eos_token": "</s>", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, special["unk_token"]))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", mask_token="[MASK]", unk_token="[UNK]"
-    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = transformers.BertConfig(vocab_size=5, intermediate_size=16, **small)
     gpt = transformers.GPT2Config(vocab_size=5, n_embd=16, n_layer=1, n_head=2, eos_token_id=1)
@@ -238,7 +237,7 @@ def test_reads_models_of_transformers(tmp_path: Path) -> None:
     assert found.scorer().eos_id == 1
     masked = load_text_model(tmp_path / "masked", forms=("masked",)).masked_scorer()
     assert masked.mask_id == 2
-    with pytest.raises(ArgumentError, match="must be a masked language model. Found a causal one"):
+    with pytest.raises(ArgumentError, match=r"must be a masked language model. Found a causal one"):
         load_text_model(tmp_path / "causal", forms=("masked",))
     (tmp_path / "causal" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(FileFormatError, match="holds no model and tokenizer of transformers"):

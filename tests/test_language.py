@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kexue.core.component import PAD
 from kexue.core.errors import ArgumentError, WorkError
+from kexue.core.interfaces.decoder import DecodeResult
 from kexue.core.language import (
     Characters,
     FunctionScorer,
@@ -125,10 +126,11 @@ def test_batch_equals_one_by_one_whatever_the_padding(seed: int, lengths: list[i
     rows = [torch.randint(TOKENS, (n,), generator=generator).tolist() for n in lengths]
     right, mask = pad_ids(rows, pad_id=4)
     left, left_mask = aligned(right, mask, right=True)
-    for search in (
+    searches: list[Callable[[Tensor, Tensor | None], DecodeResult]] = [
         lambda p, m: generate(model, p, mask=m, max_new_tokens=5),
         lambda p, m: beam_search(model, p, mask=m, width=3, max_new_tokens=5),
-    ):
+    ]
+    for search in searches:
         together, shifted = search(right, mask), search(left, left_mask)
         assert together.tolist() == shifted.tolist()
         for i, row in enumerate(rows):
@@ -249,7 +251,7 @@ def test_refuses_beams_that_are_none() -> None:
     prompt = torch.tensor([[2]])
     with pytest.raises(ArgumentError, match="`width` must be at least 1"):
         beam_search(table_model(0), prompt, width=0, max_new_tokens=3)
-    with pytest.raises(ArgumentError, match="`num_return` must be from 1 to `width`, 2. Found 3"):
+    with pytest.raises(ArgumentError, match=r"`num_return` must be from 1 to `width`, 2. Found 3"):
         beam_search(table_model(0), prompt, width=2, max_new_tokens=3, num_return=3)
 
 
@@ -345,7 +347,7 @@ def test_a_module_is_a_model() -> None:
 
 def test_refuses_what_is_no_model() -> None:
     for adapt in (next_token_scorer, lambda m: masked_scorer(m, mask_id=0)):
-        with pytest.raises(ArgumentError, match="`model` must be.*Found int"):
+        with pytest.raises(ArgumentError, match=r"`model` must be.*Found int"):
             adapt(3)
     with pytest.raises(ArgumentError, match="`mask_id` must be given"):
         masked_scorer(nn.Linear(2, 2))
@@ -504,7 +506,7 @@ def test_unknown_characters() -> None:
         Characters("科学").encode("科空")
     replacing = Characters("科学", unknown="replace")
     assert replacing.decode(replacing.encode("科空")) == "科\ufffd"
-    with pytest.raises(ArgumentError, match="each character once. Found 'a' twice"):
+    with pytest.raises(ArgumentError, match=r"each character once. Found 'a' twice"):
         Characters("aba")
     with pytest.raises(ArgumentError, match="`unknown` must be"):
         Characters("ab", unknown="drop")
@@ -514,13 +516,11 @@ def test_tokenizers_of_transformers_are_vocabularies() -> None:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     words = {"[UNK]": 0, "</s>": 1, "[MASK]": 2, "科": 3, "学": 4}
-    model = tokenizers.models.WordLevel(words, unk_token="[UNK]")  # noqa: S106 -- no password
-    tokenizer = tokenizers.Tokenizer(model)
+    special = {"eos_token": "</s>", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, special["unk_token"]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     vocabulary = TokenizerVocabulary(
-        transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token="</s>", mask_token="[MASK]", unk_token="[UNK]"
-        )
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     )
     assert vocabulary.encode("科学") == [3, 4]
     assert vocabulary.decode([3, 4, 1, PAD]).replace(" ", "") == "科学"
