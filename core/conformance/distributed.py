@@ -97,15 +97,13 @@ def run_processes(
         try:
             for rank, path in enumerate(words):
                 given = {"RANK": rank, "WORLD_SIZE": processes, "OMP_NUM_THREADS": 1}
-                environment = {name: str(value) for name, value in given.items()}
+                env = {**os.environ, **{k: str(v) for k, v in given.items()}, _FOLDER: folder}
                 with path.open("wb") as file:  # not a pipe: nobody need empty it
-                    running.append(
-                        subprocess.Popen(  # noqa: S603
-                            [sys.executable, str(worker)],
-                            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                            env={**os.environ, **environment, _FOLDER: folder},
-                        )
+                    started = subprocess.Popen(  # noqa: S603
+                        [sys.executable, str(worker)],
+                        stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env,
                     )  # fmt: skip
+                    running.append(started)
             _await(running, words, f"{Path(worker).name} in {processes} processes", timeout)
         finally:
             for process in running:

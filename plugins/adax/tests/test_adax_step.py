@@ -303,6 +303,12 @@ def test_takes_parameters_in_any_order_of_memory(path: str) -> None:
     assert greatest_difference(straight, turned) < 1e-14
 
 
+def test_scratch_memory_is_bounded_where_there_is_any() -> None:
+    single, half = torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)
+    assert stepping.at_once(single, fused=True) == math.inf  # which needs none
+    assert stepping.at_once(half, fused=True) == stepping.at_once(single, fused=False) == 2**18
+
+
 def test_nothing_of_empty_tensors() -> None:
     own = parameters([(0,), (0, 3), (2, 2)])
     run(AdaX(own, lr=0.1), own, 2)

@@ -217,6 +217,22 @@ def test_slow_weights_of_half_precision_are_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(slow, torch.full((3,), 1 - 4 * 2 * tiny / 8), rtol=0, atol=tiny / 4)
 
 
+def test_what_was_loaded_is_not_shared() -> None:
+    own, twins = make(), make()
+    optimizer, twin = (with_lookahead("sgd", slow_steps=2)(p, lr=0.1) for p in (own, twins))
+    run(optimizer, own, range(1))
+    saved = optimizer.state_dict()
+    kept = copy.deepcopy(saved)
+    twin.load_state_dict(saved)
+    run(twin, twins, range(1, 4))
+    for index, state in kept["state"].items():
+        assert torch.equal(saved["state"][index]["lookahead.slow"], state["lookahead.slow"])
+    for p, q in zip(own, twins, strict=True):
+        assert not torch.equal(
+            optimizer.state[p]["lookahead.slow"], twin.state[q]["lookahead.slow"]
+        )
+
+
 def test_costs_one_number_per_parameter() -> None:
     own = make(torch.float32)
     plain, slow = torch.optim.SGD(own, lr=0.1), with_lookahead("sgd")(own, lr=0.1)
