@@ -52,8 +52,9 @@ def frequencies(subject: Subject) -> None:
 
 
 def _of_classes(subject: Subject) -> bool:
-    inputs = subject.inputs()
-    return isinstance(inputs.get("target"), torch.Tensor)
+    """Whether the target are logits; integers are something else, such as tokens."""
+    target = subject.inputs().get("target")
+    return isinstance(target, torch.Tensor) and target.is_floating_point()
 
 
 def checks() -> list[Check]:
