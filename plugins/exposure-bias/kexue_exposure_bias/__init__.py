@@ -66,3 +66,28 @@ def kexue_components() -> list[Component]:
             tags=("seq2seq", "adversarial", "regularisation"),
         ),
     ]
+
+
+@hookimpl
+def kexue_experiments() -> list[Experiment]:
+    """Return what measures the post's claims."""
+    return [
+        Experiment(
+            "beams",
+            "kexue_exposure_bias.experiments.laws:beams",
+            "The post's example: a wider beam loses the target.",
+            references=(_POST,),
+        ),
+        Experiment(
+            "law",
+            "kexue_exposure_bias.experiments.laws:law",
+            "What is replaced, and by what, counted.",
+            references=(_POST,),
+        ),
+        Experiment(
+            "spaces",
+            "kexue_exposure_bias.experiments.spaces:spaces",
+            "Restoring the spaces of phrases: four ways of training, three beams.",
+            references=(_POST, _PENALTY, _SCHEDULED),
+        ),
+    ]

@@ -162,7 +162,7 @@ class GradientPenaltyEmbedding(Loss):
 
 
 def gradient_penalty(loss: Tensor, wrt: Tensors, epsilon: float = 1.0) -> Tensor:
-    r"""Return :math:`\frac{\varepsilon}{2} \| \partial L / \partial E \|^2` of any loss, to be added.
+    r"""Return :math:`\frac{\varepsilon}{2} \| \partial L / \partial E \|^2` of any loss.
 
     For losses that a model computes itself: ``(loss + gradient_penalty(loss, weight)).backward()``.
 
@@ -223,8 +223,8 @@ def _tensors(owner: str, wrt: Any, name: str, rows: int | None = None) -> list[T
             )
         if rows is not None and (not tensor.ndim or len(tensor) != rows):
             raise ArgumentError(
-                f"`{name}` of {owner} must have a row for each of the {rows} sequences. Found shape "
-                f"{list(tensor.shape)}. A matrix that all share is `embedding`.",
+                f"`{name}` of {owner} must have a row for each of the {rows} sequences. Found "
+                f"shape {list(tensor.shape)}. A matrix that all share is `embedding`.",
                 argument=name,
             )
     if not tensors:
@@ -303,8 +303,8 @@ def _checked(logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     if faults.any():
         where = faults.nonzero()[0].tolist()
         raise ArgumentError(
-            f"`target` of {_OWNER} must be ids below {logits.shape[2]}, the number of tokens, where "
-            f"`mask` is true. Found {target[tuple(where)].item()} at position {where}.",
+            f"`target` of {_OWNER} must be ids below {logits.shape[2]}, the number of tokens, "
+            f"where `mask` is true. Found {target[tuple(where)].item()} at position {where}.",
             argument="target",
         )
     return real

@@ -52,7 +52,8 @@ def test_matches_the_formula_for_the_matrix(reduction: Any) -> None:
     losses = F.cross_entropy(model(read).transpose(1, 2), target, ignore_index=-1, reduction="sum")
     loss = losses / {"mean": 3, "sum": 1, "token_mean": int(mask.sum())}[reduction]
     (gradient,) = torch.autograd.grad(loss, weight)
-    assert float(found) == pytest.approx(float(loss + 0.35 * gradient.square().sum()), rel=1e-12)
+    wanted = loss + 0.35 * gradient.square().sum()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
 def test_the_parameters_get_the_gradient_of_the_whole() -> None:
@@ -203,7 +204,7 @@ def test_explains_operations_without_a_second_derivative() -> None:
 
     with pytest.raises(ArgumentError, match=r"`embedding` .* twice.*SDPBackend.MATH"):
         GradientPenaltyEmbedding()(logits(), target, embedding=embedding.weight)
-    with pytest.raises(ArgumentError, match="`wrt` of gradient_penalty .* twice"):
+    with pytest.raises(ArgumentError, match=r"`wrt` of gradient_penalty .* twice"):
         gradient_penalty(logits().square().sum(), embedding.weight)
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         GradientPenaltyEmbedding()(logits(), target, embedding=embedding.weight).backward()
@@ -212,7 +213,7 @@ def test_explains_operations_without_a_second_derivative() -> None:
 
 def test_rejects_sparse_gradients() -> None:
     model, (read, target, _) = Model(sparse=True), task()
-    with pytest.raises(ArgumentError, match="`embedding` .* dense gradient.*`sparse=False`"):
+    with pytest.raises(ArgumentError, match=r"`embedding` .* dense gradient.*`sparse=False`"):
         GradientPenaltyEmbedding()(model(read), target, embedding=model.embedding.weight)
 
 
@@ -231,9 +232,9 @@ def test_rejects_what_the_loss_does_not_depend_on() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             criterion(logits, target, **wrt)  # type: ignore[arg-type]
-    with torch.no_grad(), pytest.raises(ArgumentError, match=r"`embedding` .* no_grad"):
+    with torch.no_grad(), pytest.raises(ArgumentError, match=r"`embedding` .*no_grad"):
         criterion(model(read), target, embedding=weight)
-    with pytest.raises(ArgumentError, match="`embedding` .* 'none'"):
+    with pytest.raises(ArgumentError, match=r"`embedding` .* 'none'"):
         GradientPenaltyEmbedding(reduction="none")(logits, target, embedding=weight)
     with pytest.raises(ArgumentError, match=r"`loss` .* scalar. Found shape \[3, 5, 7\]"):
         gradient_penalty(logits, weight)

@@ -57,7 +57,9 @@ def test_draws_are_those_of_the_post() -> None:
     other = torch.stack([1 - (tokens == t[:, None]).double().mean(1) for t in tokens.T], 1)
     chosen = changed.any(1)
     missed = (1 - 0.3 * other).prod(1)  # a chosen row in which nothing happens to change
-    assert float(chosen.double().mean()) == pytest.approx(0.5 * float((1 - missed).mean()), abs=0.03)
+    assert float(chosen.double().mean()) == pytest.approx(
+        0.5 * float((1 - missed).mean()), abs=0.03
+    )
     share = float(changed.double().mean()) / 0.5
     assert share == pytest.approx(0.3 * float(other.mean()), abs=0.012)
 

@@ -57,7 +57,9 @@ def test_schedules_fall_from_one_to_their_floor() -> None:
         assert 0.9 < values[0] <= 1
         assert 0 <= values[-1] < 0.21
     assert linear_decay(1000, slope=0.01, floor=0.2) == 0.2
-    assert inverse_sigmoid_decay(12 * torch.tensor(12.0).log().item(), scale=12) == pytest.approx(0.5)
+    assert inverse_sigmoid_decay(12 * torch.tensor(12.0).log().item(), scale=12) == pytest.approx(
+        0.5
+    )
     assert inverse_sigmoid_decay(10**9, scale=1) == pytest.approx(0, abs=1e-9)
 
 
@@ -194,7 +196,7 @@ def test_rejects_inputs(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_rejects_no_time_and_bad_schedules() -> None:
-    with pytest.raises(ArgumentError, match="`tokens` .* at least one time"):
+    with pytest.raises(ArgumentError, match=r"`tokens` .* at least one time"):
         step_by_step(Decoder().advance, STATE, torch.zeros(4, 0, dtype=torch.long), 0.5)
     for call, message in (
         (lambda: linear_decay(1, slope=-1), "`slope`"),
