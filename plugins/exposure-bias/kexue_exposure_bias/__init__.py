@@ -56,6 +56,7 @@ def kexue_components() -> list[Component]:
             "Decoder inputs in which some tokens are swapped for others of the same sequence.",
             references=(_POST, _SCHEDULED),
             tags=("seq2seq", "text", "regularisation"),
+            run="kexue_exposure_bias.commands:run",
         ),
         Component(
             "loss",

@@ -64,17 +64,17 @@ def test_the_parameters_get_the_gradient_of_the_whole() -> None:
     step = 1e-6
     for parameter in model.parameters():
         direction = torch.randn_like(parameter)
-        values = []
+        values: list[float] = []
         for sign in (1, -1):
             moved = copy.deepcopy(model)
             for old, new in zip(model.parameters(), moved.parameters(), strict=True):
                 if old is parameter:
                     new.data += sign * step * direction
             value = criterion(moved(read), target, embedding=moved.embedding.weight)
-            values.append(float(value))
+            values.append(value.item())
         slope = (values[0] - values[1]) / (2 * step)
         assert parameter.grad is not None
-        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
 def test_is_what_moved_embeddings_cost_to_first_order() -> None:
@@ -88,7 +88,7 @@ def test_is_what_moved_embeddings_cost_to_first_order() -> None:
         moved = copy.deepcopy(model)
         moved.embedding.weight.data += epsilon / 2 * gradient
         penalised = GradientPenaltyEmbedding(epsilon)(model(read), target, embedding=weight)
-        errors.append(abs(float(plain(moved(read), target) - penalised)))
+        errors.append(abs((plain(moved(read), target) - penalised).item()))
     assert errors[1] < errors[0] / 50
 
 
@@ -102,7 +102,7 @@ def test_inputs_are_penalised_per_sequence() -> None:
         loss = F.cross_entropy(model.of(alone)[0], target[i][mask[i]], reduction="sum")
         (gradient,) = torch.autograd.grad(loss, alone)
         wanted = loss + 0.35 * gradient.square().sum()
-        assert float(found[i]) == pytest.approx(float(wanted), rel=1e-12)
+        assert found[i].item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
 def test_the_logits_need_no_graph() -> None:
@@ -124,7 +124,7 @@ def test_penalties_of_several_tensors_add_up() -> None:
     def penalty(**wrt: Any) -> float:
         criterion = GradientPenaltyEmbedding(reduction="sum")
         plain = GradientPenaltyEmbedding(0.0, reduction="sum")(logits, target)
-        return float(criterion(logits, target, **wrt) - plain)
+        return (criterion(logits, target, **wrt) - plain).item()
 
     both = penalty(embedding=[weight, bias])
     assert both == pytest.approx(penalty(embedding=weight) + penalty(embedding=(bias,)))
@@ -137,7 +137,7 @@ def test_agrees_with_the_penalty_of_any_loss() -> None:
     loss = GradientPenaltyEmbedding(0.0)(model(read), target)
     added = loss + gradient_penalty(loss, model.embedding.weight, 0.3)
     whole = GradientPenaltyEmbedding(0.3)(model(read), target, embedding=model.embedding.weight)
-    assert float(added) == pytest.approx(float(whole), rel=1e-12)
+    assert added.item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_epsilon_zero_is_cross_entropy_without_a_graph() -> None:
@@ -147,7 +147,7 @@ def test_epsilon_zero_is_cross_entropy_without_a_graph() -> None:
             model(read), target, embedding=model.embedding.weight, inputs=model.embedding(read)
         )
         wanted = F.cross_entropy(model(read).transpose(1, 2), target, ignore_index=-1)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-12)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
 def test_padding_changes_nothing() -> None:
@@ -155,7 +155,7 @@ def test_padding_changes_nothing() -> None:
     criterion = GradientPenaltyEmbedding(reduction="sum")
 
     def value(read: Tensor, target: Tensor, mask: Tensor | None) -> float:
-        return float(criterion(model(read), target, mask, embedding=model.embedding.weight))
+        return criterion(model(read), target, mask, embedding=model.embedding.weight).item()
 
     wanted = value(read, target, mask)
     assert value(read, target, None) == pytest.approx(wanted, rel=1e-12)
@@ -179,7 +179,7 @@ def test_half_precision_is_finite_and_close(dtype: torch.dtype) -> None:
     found = GradientPenaltyEmbedding()(half(read), target, embedding=half.embedding.weight)
     found.backward()
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(wanted), rel=0.05)
+    assert found.item() == pytest.approx(wanted.item(), rel=0.05)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in half.parameters())
 
 
@@ -189,8 +189,8 @@ def test_takes_what_is_empty(shape: tuple[int, int]) -> None:
     target = torch.zeros(shape, dtype=torch.long)
     for reduction in GradientPenaltyEmbedding.reductions:
         criterion = GradientPenaltyEmbedding(reduction=reduction)  # type: ignore[arg-type]
-        assert float(criterion(logits, target).sum()) == 0
-        assert float(criterion(logits, target, inputs=logits).sum()) == 0
+        assert criterion(logits, target).sum().item() == 0
+        assert criterion(logits, target, inputs=logits).sum().item() == 0
 
 
 def test_explains_operations_without_a_second_derivative() -> None:
@@ -234,7 +234,7 @@ def test_rejects_what_the_loss_does_not_depend_on() -> None:
             criterion(logits, target, **wrt)  # type: ignore[arg-type]
     with torch.no_grad(), pytest.raises(ArgumentError, match=r"`embedding` .*no_grad"):
         criterion(model(read), target, embedding=weight)
-    with pytest.raises(ArgumentError, match=r"`embedding` .* 'none'"):
+    with pytest.raises(ArgumentError, match=r"`embedding` .*'none'"):
         GradientPenaltyEmbedding(reduction="none")(logits, target, embedding=weight)
     with pytest.raises(ArgumentError, match=r"`loss` .* scalar. Found shape \[3, 5, 7\]"):
         gradient_penalty(logits, weight)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +14,8 @@ from kexue.core.device import make_generator
 from kexue.core.lab.data import text
 from kexue.core.language import Characters, beam_search, pad_ids
 from kexue.core.text import spread
+from kexue_exposure_bias.pictures import draw_replaced
 from kexue_exposure_bias.replacement import TokenReplacement
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
 
 __all__ = ["beams", "law"]
 
@@ -33,8 +29,8 @@ _NEXT = {"a": {"b": 0.55, "d": 0.45}, "c": {"b": 0.1, "d": 0.9}}
 _JOINT = {"ab": 0.33, "ad": 0.27, "cb": 0.04, "cd": 0.36}
 _START = len(_TOKENS)
 _CULPRIT = (
-    "p(d given c) = 0.9 is the culprit: no training example has c at the start, so nothing has ever "
-    "pushed it down."
+    "p(d given c) = 0.9 is the culprit: no training example has c at the start, so nothing has "
+    "ever pushed it down."
 )
 
 
@@ -145,7 +141,7 @@ def law(context: Context) -> Report:
         figures=[
             Figure(
                 "What is replaced",
-                partial(_plot, (example != ids[:24, :80]).cpu(), mask[:24, :80].cpu()),
+                partial(draw_replaced, example != ids[:24, :80], mask[:24, :80]),
                 "The first 80 characters of 24 chosen lines; red: other than it was.",
             )
         ],
@@ -170,15 +166,3 @@ def _strangers(found: Tensor, ids: Tensor, mask: Tensor, size: int) -> int:
     """Return how many tokens there are that their row did not hold."""
     held = _counts(ids, mask, size).gather(1, found.clamp(min=0)) > 0
     return int((~held & mask).sum())
-
-
-def _plot(changed: Tensor, mask: Tensor, canvas: Canvas) -> None:
-    axes = canvas.subplots()
-    colours: Sequence[tuple[float, float, float]] = (
-        (1.0, 1.0, 1.0),
-        (0.85, 0.87, 0.9),
-        (0.75, 0.22, 0.17),
-    )
-    cells = torch.tensor(colours)[mask.long() + (changed & mask).long()]
-    axes.imshow(cells.numpy(), aspect="auto", interpolation="nearest")
-    axes.set(xlabel="position", ylabel="line")

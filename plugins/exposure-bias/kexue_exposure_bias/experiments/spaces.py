@@ -48,8 +48,8 @@ _AT = 0.15  # the share at which methods are compared
 _SETTING = (
     f"Phrases of 2 to 5 words, {_SHORTEST} to {_LONGEST} characters, of CPython's help topics; "
     "those of the test are from other topics, none of them in training. A GRU reads, a GRU with "
-    f"attention writes, {_WIDTH} features; Adam {_LR:g}, batches of {_BATCH}. Replacement: prob 0.5, "
-    "rate 0.3, from the target. Penalty: epsilon 1 on both embedding matrices, as in the post. "
+    f"attention writes, {_WIDTH} features; Adam {_LR:g}, batches of {_BATCH}. Replacement: prob "
+    "0.5, rate 0.3, from the target. Penalty: epsilon 1, on both embedding matrices. "
     "Scheduled sampling: two passes, the share of true inputs falls linearly from 1 to a half, "
     "greedy predictions."
 )
