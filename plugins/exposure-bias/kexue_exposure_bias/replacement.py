@@ -32,7 +32,7 @@ class TokenReplacement(nn.Module, Sampler):
     those of the same sequence. Labels stay as they are, and so does what an encoder reads.
 
     A layer in training, the identity in evaluation; :meth:`sample` draws whatever the mode.
-    One call of a dozen kernels, no synchronisation, O(row time log time).
+    One call of a dozen kernels, no synchronisation, O(row time).
 
     The draws belong to the k-th replaceable token of a row, wherever it stands: on the CPU the same
     seed gives the same tokens however the batch is padded, and with one generator per row whatever
@@ -264,13 +264,12 @@ def _kth(tokens: Tensor, counts: Tensor, choice: Tensor) -> Tensor:
     Returns:
         Shape ``[row, time]``; anything in rows without candidates.
     """
-    places = tokens.shape[1]
-    if not places:
-        return choice.to(tokens.dtype)
     rank = counts.cumsum(1)
+    places = tokens.shape[1]  # one more takes what does not count
+    candidates = tokens.new_zeros(len(tokens), places + 1)
+    candidates.scatter_(1, torch.where(counts, rank - 1, places), tokens)
     k = choice * rank[:, -1:] >> BITS  # floor(u n), exactly: below n
-    place = torch.searchsorted(rank, k, right=True)
-    return tokens.gather(1, place.clamp(max=places - 1))
+    return candidates.gather(1, k)
 
 
 def _checked_exclude(exclude: Sequence[int]) -> tuple[int, ...]:
