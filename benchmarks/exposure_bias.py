@@ -114,12 +114,14 @@ class _Steps:
     def plain(self) -> None:
         """Teacher forcing."""
         self.model.zero_grad()
-        self._loss(self._logits(self.batch["inputs"])).backward()
+        torch.autograd.backward(self._loss(self._logits(self.batch["inputs"])))
 
     def replaced(self) -> None:
         """Read replaced tokens."""
         self.model.zero_grad()
-        self._loss(self._logits(self.replace(self.batch["inputs"], self.mask))).backward()
+        torch.autograd.backward(
+            self._loss(self._logits(self.replace(self.batch["inputs"], self.mask)))
+        )
 
     def two_passes(self) -> None:
         """Read what a first pass predicts, in the place of half of the tokens."""
@@ -127,7 +129,7 @@ class _Steps:
         with torch.no_grad():
             first = self._logits(self.batch["inputs"])
         inputs = mix_predictions(self.batch["inputs"], first, 0.5, mask=self.mask)
-        self._loss(self._logits(inputs)).backward()
+        torch.autograd.backward(self._loss(self._logits(inputs)))
 
     def stepwise(self) -> None:
         """Read what was just predicted, in the place of half of the tokens."""
@@ -135,7 +137,7 @@ class _Steps:
         memory, state = self.model.encode(self.batch["source"], self.batch["mask"])
         cache = (state, memory, self.batch["mask"])
         logits = step_by_step(self.model.advance, cache, self.batch["inputs"], 0.5, mask=self.mask)
-        self._loss(logits).backward()
+        torch.autograd.backward(self._loss(logits))
 
     def penalised(self) -> None:
         """Take the gradient penalty of the decoder's embeddings."""
@@ -151,6 +153,6 @@ class _Steps:
         move = weight.grad / weight.grad.norm()
         with torch.no_grad():
             weight += move
-        self._loss(self._logits(self.batch["inputs"])).backward()
+        torch.autograd.backward(self._loss(self._logits(self.batch["inputs"])))
         with torch.no_grad():
             weight -= move

@@ -124,7 +124,7 @@ def test_penalties_of_several_tensors_add_up() -> None:
     def penalty(**wrt: Any) -> float:
         criterion = GradientPenaltyEmbedding(reduction="sum")
         plain = GradientPenaltyEmbedding(0.0, reduction="sum")(logits, target)
-        return (criterion(logits, target, **wrt) - plain).item()
+        return float((criterion(logits, target, **wrt) - plain).item())
 
     both = penalty(embedding=[weight, bias])
     assert both == pytest.approx(penalty(embedding=weight) + penalty(embedding=(bias,)))
@@ -155,12 +155,13 @@ def test_padding_changes_nothing() -> None:
     criterion = GradientPenaltyEmbedding(reduction="sum")
 
     def value(read: Tensor, target: Tensor, mask: Tensor | None) -> float:
-        return criterion(model(read), target, mask, embedding=model.embedding.weight).item()
+        found = criterion(model(read), target, mask, embedding=model.embedding.weight)
+        return float(found.item())
 
     wanted = value(read, target, mask)
     assert value(read, target, None) == pytest.approx(wanted, rel=1e-12)
-    wide = [F.pad(t, (0, 4), value=2) for t in (read, target)]
-    assert value(*wide, F.pad(mask, (0, 4))) == pytest.approx(wanted, rel=1e-12)
+    wide, further = (F.pad(t, (0, 4), value=2) for t in (read, target))
+    assert value(wide, further, F.pad(mask, (0, 4))) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_garbage_behind_the_mask_is_not_seen() -> None:
@@ -231,7 +232,7 @@ def test_rejects_what_the_loss_does_not_depend_on() -> None:
         ({"inputs": weight}, r"`inputs` .* row for each of the 3 .* shape \[7, 4\]"),
     ):
         with pytest.raises(ArgumentError, match=message):
-            criterion(logits, target, **wrt)  # type: ignore[arg-type]
+            criterion(logits, target, **wrt)
     with torch.no_grad(), pytest.raises(ArgumentError, match=r"`embedding` .*no_grad"):
         criterion(model(read), target, embedding=weight)
     with pytest.raises(ArgumentError, match=r"`embedding` .*'none'"):

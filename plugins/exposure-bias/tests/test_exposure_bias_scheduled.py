@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -105,9 +106,10 @@ def test_draws_follow_the_softmax() -> None:
     assert torch.allclose(shares, law, atol=0.01)
     assert shares[1] == 0
 
+    seen: list[Tensor] = []
     stepped = step_by_step(
-        lambda seen, ids: (law.log().expand(500, 4), [*seen, ids]),
-        seen := [],
+        lambda cache, ids: (law.log().expand(500, 4), [*cache, ids]),
+        seen,
         tokens,
         0.0,
         choose="sample",
@@ -161,7 +163,8 @@ def test_a_row_is_drawn_as_if_it_were_alone() -> None:
 
 def test_gradients_flow_through_the_states() -> None:
     decoder = Decoder()
-    step_by_step(decoder.advance, STATE, TOKENS, 0.5, generator=seeded()).square().sum().backward()
+    logits = step_by_step(decoder.advance, STATE, TOKENS, 0.5, generator=seeded())
+    torch.autograd.backward(logits.square().sum())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters())
 
 
@@ -198,12 +201,13 @@ def test_rejects_inputs(arguments: dict[str, Any], message: str) -> None:
 def test_rejects_no_time_and_bad_schedules() -> None:
     with pytest.raises(ArgumentError, match=r"`tokens` .* at least one time"):
         step_by_step(Decoder().advance, STATE, torch.zeros(4, 0, dtype=torch.long), 0.5)
-    for call, message in (
+    cases: list[tuple[Callable[[], object], str]] = [
         (lambda: linear_decay(1, slope=-1), "`slope`"),
         (lambda: linear_decay(1, slope=1, floor=2), "`floor`"),
         (lambda: exponential_decay(1, base=1.5), "`base`"),
         (lambda: exponential_decay(-1, base=0.5), "`step`"),
         (lambda: inverse_sigmoid_decay(1, scale=0.5), "`scale`"),
-    ):
+    ]
+    for call, message in cases:
         with pytest.raises(ArgumentError, match=message):
             call()

@@ -99,7 +99,8 @@ def law(context: Context) -> Report:
     characters = Characters.of(lines)
     ids, mask = pad_ids(list(map(characters.encode, lines)), pad_id=PAD)
     ids, mask = ids.to(context.device), mask.to(context.device)
-    other = _other_share(ids, mask, characters.size)
+    held = _counts(ids, mask, characters.size)
+    other = _other_share(ids, mask, held)
     rounds = context.pick(10, 5)
     chosen, replaced, strangers = [], [], 0
     for seed in context.seeds:
@@ -112,7 +113,7 @@ def law(context: Context) -> Report:
             rows += int(hit.sum())
             tokens += int(changed.sum())
             possible += float(other[hit].sum())
-            strangers += _strangers(found, ids, mask, characters.size)
+            strangers += int(((held.gather(1, found.clamp(min=0)) == 0) & mask).sum())
         chosen.append(rows / (rounds * len(ids)))
         replaced.append(tokens / possible)
     total = rounds * int(mask.sum())
@@ -155,14 +156,7 @@ def _counts(ids: Tensor, mask: Tensor, size: int) -> Tensor:
     return held.scatter_add_(1, ids.clamp(min=0), mask.float())
 
 
-def _other_share(ids: Tensor, mask: Tensor, size: int) -> Tensor:
+def _other_share(ids: Tensor, mask: Tensor, held: Tensor) -> Tensor:
     """Return, for each token, the chance that a donor of its row is another; 0 at padding."""
-    counts = _counts(ids, mask, size)
-    same = counts.gather(1, ids.clamp(min=0)) / mask.sum(1, keepdim=True)
+    same = held.gather(1, ids.clamp(min=0)) / mask.sum(1, keepdim=True)
     return torch.where(mask, 1 - same, 0.0)
-
-
-def _strangers(found: Tensor, ids: Tensor, mask: Tensor, size: int) -> int:
-    """Return how many tokens there are that their row did not hold."""
-    held = _counts(ids, mask, size).gather(1, found.clamp(min=0)) > 0
-    return int((~held & mask).sum())
