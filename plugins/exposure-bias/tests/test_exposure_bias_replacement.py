@@ -90,7 +90,9 @@ def test_tokens_are_replaced_one_by_one() -> None:
     """Neighbouring tokens are replaced independently in a chosen row."""
     tokens = torch.arange(20).repeat(20_000, 1)
     replace = TokenReplacement(1.0, 0.3, pool="vocab", num_tokens=10**9)
-    changed = (replace(tokens, generator=seeded()) != tokens).double()
+    found = replace(tokens, generator=seeded())
+    assert found[found > 20].double().mean().item() == pytest.approx(5e8, rel=0.01)
+    changed = (found != tokens).double()
     together = torch.cov(changed.T) - torch.diag(torch.full((20,), 0.21))
     assert float(together.abs().max()) < 5 * 0.3 / 20_000**0.5
 
