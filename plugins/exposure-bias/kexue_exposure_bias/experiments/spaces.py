@@ -395,7 +395,9 @@ def _plot_nll(runs: Runs, canvas: Canvas) -> None:
     for name, colour in _COLOURS.items():
         for i, run in enumerate(runs[name]):
             values = list(run.nll.values())
-            axes.plot(_SHARES, values, "o-", color=colour, markersize=3, label=None if i else name)
+            style = "o--" if name == "gradient penalty" else "o-"  # it lies on teacher forcing
+            label = None if i else name
+            axes.plot(_SHARES, values, style, color=colour, markersize=3, label=label)
     axes.set(xlabel="share of wrong letters in the prefix", ylabel="nats per character")
     axes.legend()
 
@@ -411,4 +413,4 @@ def _plot_cer(runs: Runs, canvas: Canvas) -> None:
             axes.bar(x, fmean(values), wide * 0.9, color=colour, alpha=0.5, label=label)
             axes.plot([x] * len(values), values, "o", color=colour, markersize=4)
     axes.set(xlabel="width of the beam", ylabel="character error rate", xticks=_WIDTHS)
-    axes.legend()
+    axes.legend(ncols=len(_COLOURS), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
