@@ -26,22 +26,23 @@ class TokenReplacement(nn.Module, Sampler):
     r"""Random replacement of the tokens that a decoder reads: ids [row, time] to the same.
 
     A decoder that is trained on true prefixes alone meets its own mistakes for the first time when
-    it generates. Post 7259 lets it meet some while it is trained, at the price of no second pass:
-    with the probability ``prob`` a row is chosen, and in a chosen row each token is replaced with
-    the probability ``rate`` by one that is drawn uniformly from all tokens of its pool, by default
+    it generates. Post 7259 lets it meet some while it is trained, without a second pass: with the
+    probability ``prob`` a row is chosen, and in a chosen row each token is replaced with the
+    probability ``rate`` by one that is drawn uniformly from all tokens of its pool, by default
     those of the same sequence. Labels stay as they are, and so does what an encoder reads.
 
     A layer in training, the identity in evaluation; :meth:`sample` draws whatever the mode.
-    One call of a dozen kernels, no synchronisation, O(row time).
+    Some twenty kernels, no synchronisation, O(row time).
 
     The draws belong to the k-th replaceable token of a row, wherever it stands: on the CPU the same
     seed gives the same tokens however the batch is padded, and with one generator per row whatever
     else is in the batch (but for ``pool="batch"``).
 
-    Deviations from the post: none in the default. Its code differs from its text: it draws from
-    source and target together, special tokens included (``pool="source_target"``), and replaces
-    the target's end token, too. Donors may be equal to what they replace, as there; a row of n
-    tokens, c_v of them v, so has fewer changed tokens than ``rate``: rate (1 - sum_v (c_v / n)^2).
+    Deviations from the post: 30 % of the tokens are each token with probability 0.3, as in its
+    code. That code differs from the text otherwise: it draws from source and target together,
+    special tokens included (``pool="source_target"``), and replaces the end token, too. Donors
+    may be equal to what they replace, as there; a row of n tokens, c_v of them v, so has fewer
+    changed tokens than ``rate``: rate (1 - sum_v (c_v / n)^2).
 
     Args:
         prob: Share of rows that are chosen, in [0, 1].
