@@ -248,6 +248,8 @@ def test_usage_names_what_is_no_tensor_in_capitals() -> None:
 
     assert shown(*rows) == "kexue run probe/x MODEL x.npy [mask=mask.npy]"
     assert shown(rows[0]) == "kexue run probe/x FILE"
+    component = Component("probe", "x", "a:B", "One.", apply="a:apply")
+    assert shown(*rows) == "kexue run probe/x --model model/ FILE"
 
 
 def test_shows_a_component(kexue: Kexue) -> None:

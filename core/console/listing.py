@@ -126,7 +126,8 @@ def show_component(component: Component, *, json_: bool) -> None:
     if description.example:
         print("Example\n" + "\n".join(f"  {line}" for line in description.example.splitlines()))
         print()
-    print(f"On files\n  {usage(description)}\n  kexue run {component.id} --help\n")
+    fit = f"  kexue fit {component.id} FILE -o model/\n" if component.fit else ""
+    print(f"On files\n{fit}  {usage(description)}\n  kexue run {component.id} --help\n")
     if component.references:
         print("References\n" + "\n".join(f"  {line}" for line in component.references))
 
@@ -173,6 +174,8 @@ def usage(description: Description) -> str:
     """
     if "needs_fitting" in description.capabilities:
         return f"kexue run {description.component.id} --model model/"
+    if description.component.apply:
+        return f"kexue run {description.component.id} --model model/ FILE"
     files = " ".join(
         i.name.upper()
         if not i.dtype
