@@ -1,0 +1,484 @@
+"""What post 8119 says of text from a masked language model, measured.
+
+``stationary``: texts of three tokens out of five, whose laws can be counted. Chains over the true
+conditionals of a joint distribution must come to it; those of a learned model have no joint.
+``text``: a small masked language model of characters of CPython's help topics; what comes out is
+judged by a trigram model of the same text, which knows nothing of the masked one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kexue.core import Claim, Context, Figure, Report, Table
+from kexue.core.device import make_generator
+from kexue.core.lab.data import text as embedded_text
+from kexue.core.lab.language import CharacterMaskedModel
+from kexue.core.language import MaskedScorer
+from kexue.core.text import spread
+from kexue_bert_sampling.joint import JointScorer
+from kexue_bert_sampling.laws import all_texts, codes, stationary_law, total_variation
+from kexue_bert_sampling.quality import Trigrams, ngrams, overlap, self_bleu
+from kexue_bert_sampling.sampler import MLMGibbs
+from kexue_bert_sampling.scans import SCANS, Scan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+__all__ = ["stationary", "text"]
+
+_POST = "https://kexue.fm/archives/8119"
+_TOKENS, _LENGTH = 5, 3
+_STEPS = (0, 3, 6, 12, 25, 50, 100)
+
+Curves = dict[str, dict[int, list[float]]]
+"""By name and number of steps: a figure for each seed."""
+
+Laws = dict[tuple[str, Scan, int], list[Tensor]]
+"""By conditionals, scan and places at once: a law for each seed."""
+
+
+# -- texts that can be counted --------------------------------------------------------------------
+
+
+def stationary(context: Context) -> Report:
+    """Compare the law of many chains with the exact one."""
+    num = context.pick(2000, 1000)
+    joints = [_joint(seed) for seed in context.seeds]
+    models = [_learned(table, context.pick(300, 150), seed) for seed, table in enumerate(joints)]
+    curves = _approach(joints, num)
+    laws = [table.flatten().softmax(0) for table in joints]
+    floors = [_floor(law, num, seed) for seed, law in enumerate(laws)]
+    exact = _stationary_laws([JointScorer(table) for table in joints], models)
+    return Report(
+        [
+            _arrival(curves, floors, num),
+            _conditional(joints, num),
+            _no_field(exact),
+            _own_law(models, exact["learned", "random", 1], num),
+            _several(exact, laws),
+        ],
+        [_distances(exact, laws)],
+        [
+            Figure(
+                "From one text to the joint distribution",
+                partial(_plot_approach, curves, floors),
+                "True conditionals, the last text of each chain; a step draws one place.",
+            )
+        ],
+        [
+            "Texts of 3 tokens out of 5: 125. The joint distribution has normal logits with "
+            "standard deviation 1.5. Total variation is above zero for any finite number of draws, "
+            "even of the law itself: the floor. The learned model is lab's, of width 16 with one "
+            "layer, fitted to draws of the joint with one masked place each."
+        ],
+    )
+
+
+def _joint(seed: int) -> Tensor:
+    shape = [_TOKENS] * _LENGTH
+    return 1.5 * torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
+
+
+class _First(MaskedScorer):
+    """The model of lab without the tokens that are no text, so that those that are begin at 0.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: CharacterMaskedModel) -> None:
+        self.model, self._before = model, len(model.vocabulary.special_ids)
+        self.mask_id = model.vocabulary.size - self._before
+        self.max_length = model.max_length
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+        shown = torch.where(ids == self.mask_id, self.model.mask_id, ids + self._before)
+        scores: Tensor = self.model(shown, mask, positions)[..., self._before :]
+        return scores
+
+
+def _learned(table: Tensor, steps: int, seed: int) -> _First:
+    """Fit a small masked language model to draws of a joint distribution."""
+    torch.manual_seed(seed)
+    model = CharacterMaskedModel("abcde", width=16, layers=1, max_length=_LENGTH)
+    scorer, generator = _First(model), make_generator(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    states, law = all_texts(_TOKENS, _LENGTH), table.flatten().softmax(0)
+    for _ in range(steps):
+        rows = states[torch.multinomial(law, 256, replacement=True, generator=generator)]
+        places = torch.randint(_LENGTH, (256, 1), generator=generator)
+        scores = scorer(rows.scatter(1, places, scorer.mask_id), None, places)
+        loss = F.cross_entropy(scores[:, 0], rows.gather(1, places)[:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return scorer
+
+
+def _frequencies(texts: Tensor) -> Tensor:
+    return codes(texts, _TOKENS).bincount(minlength=_TOKENS**_LENGTH) / len(texts)
+
+
+def _floor(law: Tensor, num: int, seed: int) -> float:
+    """Return the total variation of draws of the law itself, the mean of ten."""
+    generator = make_generator(1000 + seed)
+    drawn = [torch.multinomial(law, num, replacement=True, generator=generator) for _ in range(10)]
+    return fmean(
+        total_variation(d.bincount(minlength=len(law)) / num, law.to(d.device)) for d in drawn
+    )
+
+
+def _approach(joints: Sequence[Tensor], num: int) -> Curves:
+    curves: Curves = {}
+    start = torch.zeros(_LENGTH, dtype=torch.long)
+    for scan in SCANS:
+        for seed, table in enumerate(joints):
+            sampler = MLMGibbs(scan=scan, init=start, num_chains=num, batch_size=num)
+            chains = sampler.begin(table, num, generator=make_generator(seed))
+            law = table.flatten().softmax(0)
+            for steps in _STEPS:
+                chains.run(steps - chains.steps)
+                distance = total_variation(_frequencies(chains.texts), law)
+                curves.setdefault(scan, {}).setdefault(steps, []).append(distance)
+    return curves
+
+
+def _arrival(curves: Curves, floors: Sequence[float], num: int) -> Claim:
+    ratios, falls = {}, True
+    for scan, curve in curves.items():
+        last = curve[_STEPS[-1]]
+        ratios[scan] = [d / floor for d, floor in zip(last, floors, strict=True)]
+        falls &= all(a > b for a, b in zip(curve[0], curve[_STEPS[2]], strict=True))
+        falls &= all(a > b for a, b in zip(curve[_STEPS[2]], last, strict=True))
+    return Claim(
+        "Gibbs sampling leads from one text to the joint distribution, in any order of places.",
+        f"{_POST}, section “采样流程”",
+        f"{num} chains, {_STEPS[-1]} steps, total variation over that of exact draws: "
+        + "; ".join(f"{scan} {spread(values)}" for scan, values in ratios.items())
+        + f"; at the start {fmean(curves['random'][0]) / fmean(floors):.1f}.",
+        f"At most 2.5 on every seed; falls from the start to {_STEPS[2]} steps and to the last.",
+        falls and max(max(values) for values in ratios.values()) <= 2.5,
+    )
+
+
+def _conditional(joints: Sequence[Tensor], num: int) -> Claim:
+    ratios = []
+    for seed, table in enumerate(joints):
+        sampler = MLMGibbs(
+            init=torch.tensor([_TOKENS, 2, _TOKENS]), frozen=torch.tensor([False, True, False]),
+            num_chains=num, batch_size=num, warmup=40, thin=1,
+        )  # fmt: skip
+        values = sampler.sample(table, num, generator=make_generator(seed)).values
+        law = table[:, 2].flatten().softmax(0)
+        found = codes(values[:, [0, 2]], _TOKENS).bincount(minlength=len(law)) / num
+        ratios.append(total_variation(found, law) / _floor(law, num, seed))
+    return Claim(
+        "With tokens that are kept, the others come from their distribution given these.",
+        f"{_POST}, section “采样流程”",
+        f"{num} chains, total variation over that of exact draws: {spread(ratios)}.",
+        "At most 2.5 on every seed.",
+        max(ratios) <= 2.5,
+    )
+
+
+def _stationary_laws(true: Sequence[MaskedScorer], learned: Sequence[MaskedScorer]) -> Laws:
+    kinds: list[tuple[Scan, int]] = [("random", 1), ("systematic", 1), ("random", 2), ("random", 3)]
+    return {
+        (name, scan, block): [stationary_law(s, _TOKENS, _LENGTH, scan, block) for s in scorers]
+        for name, scorers in (("true", true), ("learned", learned))
+        for scan, block in kinds
+    }
+
+
+def _no_field(exact: Laws) -> Claim:
+    apart = {
+        name: _apart(exact[name, "random", 1], exact[name, "systematic", 1])
+        for name in ("true", "learned")
+    }
+    return Claim(
+        "A masked language model is no Markov random field: its conditionals belong to no joint "
+        "distribution, so the law of its chains depends on the order of the places.",
+        f"{_POST}, section “吃瓜思考”",
+        "total variation between the exact stationary laws of random and systematic scan: "
+        f"learned {spread(apart['learned'], 4)}; true conditionals {max(apart['true']):.1e}.",
+        "Above 1e-4 on every seed; below 1e-9 for true conditionals.",
+        min(apart["learned"]) > 1e-4 and max(apart["true"]) < 1e-9,
+    )
+
+
+def _apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    return [total_variation(a, b) for a, b in zip(some, others, strict=True)]
+
+
+def _own_law(models: Sequence[_First], laws: Sequence[Tensor], num: int) -> Claim:
+    ratios = []
+    for seed, (scorer, law) in enumerate(zip(models, laws, strict=True)):
+        sampler = MLMGibbs(
+            min_length=_LENGTH, max_length=_LENGTH, num_chains=num, batch_size=num, warmup=60,
+            thin=1,
+        )  # fmt: skip
+        values = sampler.sample(scorer, num, generator=make_generator(seed)).values
+        distance = total_variation(_frequencies(values), law)
+        ratios.append(distance / _floor(law, num, seed))
+    return Claim(
+        "Sampling from a learned model works all the same: chains come to a law of their own.",
+        f"{_POST}, section “吃瓜思考”",
+        f"{num} chains from masks, total variation to the exact stationary law over that of exact "
+        f"draws: {spread(ratios)}.",
+        "At most 2.5 on every seed.",
+        max(ratios) <= 2.5,
+    )
+
+
+def _several(exact: Laws, laws: Sequence[Tensor]) -> Claim:
+    bias = {block: _apart(exact["true", "random", block], laws) for block in (1, 2, 3)}
+    return Claim(
+        "To draw several places at once takes fewer steps, and samples another law.",
+        "https://arxiv.org/abs/1902.04094; the post draws one at a time",
+        "total variation of the exact stationary law to the joint: one at a time "
+        f"{max(bias[1]):.1e}; two {spread(bias[2])}; three {spread(bias[3])}.",
+        "Below 1e-9; above 0.01 on every seed for two; more for three.",
+        max(bias[1]) < 1e-9
+        and min(bias[2]) > 0.01
+        and all(a < b for a, b in zip(bias[2], bias[3], strict=True)),
+    )
+
+
+def _distances(exact: Laws, laws: Sequence[Tensor]) -> Table:
+    rows = [
+        [name, scan, block, spread(_apart(found, laws), 4)]
+        for (name, scan, block), found in exact.items()
+    ]
+    return Table(
+        "Total variation between the stationary law and the joint distribution",
+        ["conditionals", "scan", "places at once", "total variation"],
+        rows,
+    )
+
+
+def _plot_approach(curves: Curves, floors: Sequence[float], canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    for (scan, curve), color in zip(curves.items(), ("#3465a4", "#c17d11", "#4e9a06"), strict=True):
+        for seed in range(len(floors)):
+            label = {"label": scan} if not seed else {}
+            axes.plot(list(curve), [v[seed] for v in curve.values()], "o-", color=color, **label)
+    axes.axhspan(min(floors), max(floors), color="gray", alpha=0.5, label="exact draws")
+    axes.set_xscale("symlog", linthresh=3)
+    axes.set(yscale="log", xlabel="steps", ylabel="total variation")
+    axes.legend()
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+_WINDOW = 12  # characters
+_SHARE = 0.25  # of them are masked in training
+_SWEEPS = (0, 1, 2, 4, 8, 16)
+_GRAM = 5  # characters of what counts as copied
+
+
+def text(context: Context) -> Report:
+    """Sample text, and judge it after more and more steps."""
+    lines = context.once("bert-sampling/lines", embedded_text)
+    judge, known = Trigrams(lines.train), ngrams(lines.train, _GRAM)
+    rows, held_out = _windows(lines.train), _windows(lines.test)
+    model = _fitted(rows, context.pick(900, 220))
+    chains = context.pick(64, 32)
+    sweeps = context.pick(_SWEEPS, _SWEEPS[:-1])
+    unigram = _unigram(model, rows, chains * len(context.seeds))
+    runs = {"from characters": {"init": unigram}, "from masks": {}}
+    if not context.quick:
+        runs |= {"systematic, from masks": {"scan": "systematic"}, "3 at once": {"block": 3}}
+    found = {
+        name: _sampled(model, {**given, "num_chains": len(unigram)}, sweeps)
+        for name, given in runs.items()
+    }
+    parts = {name: _parts(texts, chains) for name, texts in found.items()}
+    drawn = _parts({0: [model.vocabulary.decode(row) for row in unigram.tolist()]}, chains)[0]
+    reference = {"held-out text": [held_out[i::3][:chains] for i in range(3)], "unigrams": drawn}
+    perplexities = {
+        name: {n: [judge.perplexity(p) for p in some] for n, some in by.items()}
+        for name, by in parts.items()
+    }
+    table = _quality(parts, reference, judge, known, sweeps)
+    last = sweeps[-1]
+    examples = [[t] for t in found["from masks"][last][:10]]
+    natural = judge.perplexity(held_out)
+    return Report(
+        [
+            _better(perplexities, [judge.perplexity(p) for p in drawn], natural, sweeps),
+            _distinct({name: by[last] for name, by in parts.items()}),
+            _copies(parts, drawn, known, last),
+        ],
+        [table, Table("Texts from masks", ["text"], examples)],
+        [
+            Figure(
+                "Perplexity of what comes out, by a trigram model",
+                partial(_plot_quality, perplexities, natural),
+                "A sweep is as many steps as a text has characters; dashed: held-out text.",
+            )
+        ],
+        [
+            f"Texts of {_WINDOW} characters. The masked model is lab's with one layer of width 64, "
+            f"fitted with {_SHARE:.0%} of the characters masked; each seed is chains of its own of "
+            "one model. The judge interpolates trigrams of the training text."
+        ],
+    )
+
+
+def _windows(lines: Sequence[str]) -> list[str]:
+    joined = " ".join(lines)
+    return [joined[i : i + _WINDOW] for i in range(0, len(joined) - _WINDOW, _WINDOW)]
+
+
+def _fitted(rows: Sequence[str], steps: int) -> CharacterMaskedModel:
+    """Fit a masked language model with a fixed share of masks, as BERT is."""
+    torch.manual_seed(0)
+    alphabet = "".join(sorted({c for row in rows for c in row}))
+    model = CharacterMaskedModel(alphabet, width=64, layers=1, max_length=_WINDOW)
+    with torch.no_grad():  # tokens and places of like and small size are learned fastest
+        for table in (model.embedding, model.body.positions):
+            table.weight.normal_(std=0.1)
+    ids, generator = model.collate(rows)["ids"], make_generator(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 8e-3, total_steps=steps, pct_start=0.1
+    )
+    for _ in range(steps):
+        some = ids[torch.randint(len(ids), (128,), generator=generator)]
+        order = torch.rand(some.shape, generator=generator).argsort(1)
+        places = order[:, : round(_SHARE * _WINDOW)]
+        scores = model(some.scatter(1, places, model.mask_id), None, places)
+        loss = F.cross_entropy(scores.flatten(0, 1), some.gather(1, places).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def _unigram(model: CharacterMaskedModel, rows: Sequence[str], num: int) -> Tensor:
+    """Return texts of independent characters, as frequent as in the text."""
+    characters = model.collate(rows)["ids"].flatten()
+    index = torch.randint(len(characters), (num, _WINDOW), generator=make_generator(7))
+    return characters[index]
+
+
+def _sampled(
+    model: CharacterMaskedModel, given: Mapping[str, Any], sweeps: Sequence[int]
+) -> dict[int, list[str]]:
+    """Return the texts of all chains after some sweeps; none before the first if all are masks."""
+    lengths = {} if "init" in given else {"min_length": _WINDOW, "max_length": _WINDOW}
+    sampler = MLMGibbs(**given, **lengths, forbidden=model.vocabulary.special_ids)
+    chains = sampler.begin(model, given["num_chains"], generator=make_generator(0))
+    found = {}
+    with torch.no_grad():
+        for number in sweeps:
+            chains.run(number * -(-_WINDOW // sampler.block) - chains.steps)
+            if number:
+                chains.fill()
+            if number or "init" in given:
+                found[number] = [model.vocabulary.decode(row) for row in chains.texts.tolist()]
+    return found
+
+
+def _parts(texts: Mapping[int, list[str]], size: int) -> dict[int, list[list[str]]]:
+    """Return the chains of each seed."""
+    return {n: [all_[i : i + size] for i in range(0, len(all_), size)] for n, all_ in texts.items()}
+
+
+def _better(
+    found: Curves, unigrams: Sequence[float], natural: float, sweeps: Sequence[int]
+) -> Claim:
+    first, last = sweeps[1], sweeps[-1]
+    curve = found["from characters"]
+    return Claim(
+        "What comes out is text-like, more so the longer the chain, though not like real text.",
+        f"{_POST}, section “参考代码”",
+        f"trigram perplexity: unigram draws {spread(unigrams, 1)}, from them after {first} sweep "
+        f"{spread(curve[first], 1)}, after {last} {spread(curve[last], 1)}; from masks after "
+        f"{last} {spread(found['from masks'][last], 1)}; held-out text {natural:.1f}.",
+        "On every seed at most half of that of unigram draws, lower than after the first sweep, "
+        "and above that of held-out text.",
+        all(
+            natural < b <= 0.5 * u and b < a
+            for a, b, u in zip(curve[first], curve[last], unigrams, strict=True)
+        ),
+    )
+
+
+def _distinct(last: Mapping[str, list[list[str]]]) -> Claim:
+    shares = {name: [len(set(p)) / len(p) for p in parts] for name, parts in last.items()}
+    return Claim(
+        "Samples are diverse: chains do not fall into one text.",
+        f"{_POST}, section “参考代码”",
+        "share of different texts: "
+        + "; ".join(f"{name} {spread(values)}" for name, values in shares.items())
+        + ".",
+        "At least 0.95 on every seed.",
+        min(min(values) for values in shares.values()) >= 0.95,
+    )
+
+
+def _copies(
+    parts: Mapping[str, Mapping[int, list[list[str]]]],
+    drawn: Sequence[list[str]],
+    known: frozenset[str],
+    last: int,
+) -> Claim:
+    ours = [overlap(p, known, _GRAM) for p in parts["from masks"][last]]
+    chance = [overlap(p, known, _GRAM) for p in drawn]
+    return Claim(
+        "Samples show pieces of the training text.",
+        f"{_POST}, section “吃瓜思考”",
+        f"share of {_GRAM}-grams that occur in the training text: samples {spread(ours)}, "
+        f"unigram draws {spread(chance)}.",
+        "More than twice as many on every seed.",
+        all(a > 2 * b for a, b in zip(ours, chance, strict=True)),
+    )
+
+
+def _quality(
+    parts: Mapping[str, Mapping[int, list[list[str]]]],
+    reference: Mapping[str, list[list[str]]],
+    judge: Trigrams,
+    known: frozenset[str],
+    sweeps: Sequence[int],
+) -> Table:
+    def row(name: str, number: Any, some: Sequence[list[str]]) -> list[Any]:
+        return [
+            name,
+            number,
+            spread([judge.perplexity(p) for p in some], 1),
+            spread([overlap(p, known, _GRAM) for p in some]),
+            spread([self_bleu(p) for p in some]),
+        ]
+
+    rows = [row(name, "–", some) for name, some in reference.items()]
+    shown = (sweeps[1], sweeps[-2], sweeps[-1])
+    rows += [row(name, n, by[n]) for name, by in parts.items() for n in shown]
+    return Table(
+        "Quality and diversity",
+        ["texts", "sweeps", "perplexity", f"{_GRAM}-grams of the training text", "self-BLEU"],
+        rows,
+    )
+
+
+def _plot_quality(found: Curves, natural: float, canvas: Canvas) -> None:
+    axes = canvas.subplots()
+    colors = ("#3465a4", "#c17d11", "#4e9a06", "#75507b")
+    for (name, curve), color in zip(found.items(), colors, strict=False):
+        for seed in range(len(next(iter(curve.values())))):
+            label = {"label": name} if not seed else {}
+            axes.plot(list(curve), [v[seed] for v in curve.values()], "o-", color=color, **label)
+    axes.axhline(natural, ls="--", color="gray")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(yscale="log", xlabel="sweeps", ylabel="perplexity")
+    axes.legend()
