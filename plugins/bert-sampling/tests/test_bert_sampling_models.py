@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 import kexue_bert_sampling
-from kexue.core import Context
+from kexue.core import ArgumentError, Context
 from kexue.core.conformance import conformance
+from kexue.core.errors import KexueError
 from kexue.core.lab.language import CharacterMaskedModel
+from kexue.core.lab.texts import load_text_model
 from kexue.core.loading import load_target
-from kexue_bert_sampling import MLMGibbs
+from kexue.core.registry import registry
+from kexue.core.run import Request, execute, write_result
+from kexue_bert_sampling import MLMGibbs, commands
 
 CHINESE = "科学空间是一个博客采样文本的"
 
@@ -143,11 +147,26 @@ class _Places(torch.nn.Module):
 # -- the command line -----------------------------------------------------------------------------
 
 
-def kexue(*words: str, folder: Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kexue.cli", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, check=False, input=text
-    )
+Ran = tuple[dict[str, Any], list[str]]
+"""The summary and the lines."""
+
+
+def run(
+    *files: str | Path, model: Path | None = None, out: Path | None = None, num: int = 8,
+    params: Sequence[str] = ("warmup=8", "thin=2"), verb: str = "run", **options: Any,
+) -> Ran:  # fmt: skip
+    """Do what ``kexue run`` does, without starting a process."""
+    if verb == "run":
+        options["num_samples"] = num
+    request = Request(
+        "sampler/mlm-gibbs", verb, files=[str(f) for f in files], params=params, options=options,
+        model=model, out=out,
+    )  # fmt: skip
+    _, result = execute(registry, request)
+    lines = list(result.lines or ())
+    if out is not None and verb == "run":
+        write_result(result, out, None)
+    return result.summary, lines
 
 
 @pytest.fixture(scope="module")
@@ -158,33 +177,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = CharacterMaskedModel(CHINESE, width=8, layers=1, max_length=16)
     model.component = "sampler/mlm-gibbs"
     model.save(path / "model")
+    (path / "one.txt").write_text("科学[MASK*2]\n", encoding="utf-8")
     (path / "prompts.txt").write_text(f"科学[MASK*2]是[MASK]\n{CHINESE[:5]}\n", encoding="utf-8")
     return path
 
 
-def test_the_command_line_draws_text_and_keeps_what_prompts_say(folder: Path) -> None:
-    words = ["run", "sampler/mlm-gibbs", "--model", "model", "--set", "warmup=8", "--set", "thin=2"]
-    free = kexue(*words, "-n", "3", "--set", "min_length=4", folder=folder)
-    assert free.returncode == 0, free.stderr
-    assert len(free.stdout.splitlines()) == 3
-    assert all(4 <= len(line) <= 16 and set(line) <= set(CHINESE) for line in free.stdout.split())
-    done = kexue(*words, "prompts.txt", "-n", "4", "--json", folder=folder)
+def test_the_command_line_prints_texts(folder: Path) -> None:
+    words = [sys.executable, "-m", "kexue.cli", "run", "sampler/mlm-gibbs", "--model", "model"]
+    words += ["-", "-n", "3", "--set", "warmup=8", "--set", "thin=2"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=folder, check=False, input="科学[MASK*2]\n"
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    lines = found["lines"]
+    lines = done.stdout.splitlines()
+    assert lines == run(folder / "one.txt", model=folder / "model", num=3)[1]
+    assert len(lines) == 3
+    assert "texts: 3" in done.stderr
+
+
+def test_draws_texts_of_random_lengths(folder: Path) -> None:
+    params = ["warmup=8", "thin=2", "min_length=4", "num_chains=2"]
+    summary, lines = run(model=folder / "model", num=5, params=params)
+    assert len(lines) == 5
+    assert all(4 <= len(line) <= 16 and set(line) <= set(CHINESE) for line in lines)
+    assert summary["texts"] == 5
+    assert summary["steps"] == 8 + 3 * 2
+
+
+def test_keeps_what_prompts_say(folder: Path) -> None:
+    summary, lines = run(folder / "prompts.txt", model=folder / "model", num=4)
     assert len(lines) == 8
     assert all(len(t) == 6 and t.startswith("科学") and t[4] == "是" for t in lines[:4])
     assert all(len(t) == 5 for t in lines[4:])
     assert any(not t.startswith(CHINESE[:2]) for t in lines[4:])  # no masks: all is drawn
-    assert found["summary"]["texts"] == 8
-    again = kexue(*words, "-", "-n", "4", folder=folder,
-                  text=(folder / "prompts.txt").read_text(encoding="utf-8"))  # fmt: skip
-    assert again.stdout.splitlines() == lines
-    redrawn = kexue(*words, "prompts.txt", "-n", "9", "--redraw", "-o", "ids.npy", folder=folder)
-    assert redrawn.returncode == 0, redrawn.stderr
-    ids = np.load(folder / "ids.npy")
+    assert summary["texts"] == 8
+    out = folder / "ids.npy"
+    run(folder / "prompts.txt", model=folder / "model", num=9, redraw=True, out=out)
+    ids = np.load(out)
     assert ids.shape == (18, 6)
     assert len({tuple(row) for row in ids[:9, :2].tolist()}) > 1
+
+
+def test_a_prompt_has_the_same_texts_whatever_is_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = run(folder / "prompts.txt", model=folder / "model", num=4)
+    monkeypatch.setattr("kexue_bert_sampling.commands._ROWS", 4)
+    assert run(folder / "prompts.txt", model=folder / "model", num=4)[1] == together[1]
 
 
 @pytest.mark.parametrize(
@@ -196,59 +235,61 @@ def test_the_command_line_draws_text_and_keeps_what_prompts_say(folder: Path) ->
         ("", "`prompt` must have a line"),
     ],
 )
-def test_the_command_line_says_what_is_wrong_with_prompts(
+def test_says_what_is_wrong_with_prompts(
     folder: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "bad.txt").write_text(text, encoding="utf-8")
-    done = kexue("run", "sampler/mlm-gibbs", "--model", str(folder / "model"), "bad.txt",
-                 folder=tmp_path)  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
+    with pytest.raises(KexueError, match=re.escape(message)):
+        run(tmp_path / "bad.txt", model=folder / "model")
 
 
-def test_the_command_line_takes_a_model_of_transformers(tmp_path: Path) -> None:
+def test_draws_of_a_folder_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[SEP]", *CHINESE, "blog", "##s"]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
     (tmp_path / "prompts.txt").write_text("科学[MASK][MASK]\n", encoding="utf-8")
     tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
-    model = bert().float()
     tokenizer.save_pretrained(tmp_path / "bert")
-    model.save_pretrained(tmp_path / "bert")
-    words = ["run", "sampler/mlm-gibbs", "--model", "bert", "--set", "warmup=9", "--set", "thin=3"]
-    done = kexue(*words, "prompts.txt", "-n", "3", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 3
+    bert().float().save_pretrained(tmp_path / "bert")
+    _, lines = run(tmp_path / "prompts.txt", model=tmp_path / "bert", num=30)
+    assert len(lines) == 30
     assert all(line.startswith("科学") for line in lines)
     assert not any("[" in line or "科 学" in line for line in lines)
+    model = load_text_model(tmp_path / "bert", forms=("masked",))
+    assert commands._around(model) == {"prefix": (2,), "suffix": (4,)}
+    shown: list[Tensor] = []
+    model.model.bert.embeddings.register_forward_pre_hook(
+        lambda module, given, kwargs: shown.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    sampler = MLMGibbs(**commands._around(model), mask_id=3, min_length=2, max_length=5, warmup=2)
+    sampler.sample(model.masked_scorer(), 4)
+    assert all((ids[:, 0] == 2).all() and (ids == 4).sum() >= len(ids) for ids in shown)
 
 
-def test_the_command_line_draws_of_logits_and_of_python(tmp_path: Path) -> None:
+def test_draws_of_logits_and_of_python(tmp_path: Path) -> None:
     np.save(tmp_path / "joint.npy", np.zeros((2, 3), dtype=np.float32))
     (tmp_path / "here.py").write_text(
         "import torch\nfrom kexue.core.language import masked_scorer\n"
         "model = masked_scorer(lambda ids: torch.zeros(*ids.shape, 5), mask_id=4)\n",
         encoding="utf-8",
     )
-    for given, width in (("joint.npy", 2), ("here.py:model", 9)):
-        done = kexue("run", "sampler/mlm-gibbs", given, "-n", "20", "-o", "draws.npz", "--set",
-                     "warmup=5", "--set", "max_length=9" if width == 9 else "thin=2",
-                     folder=tmp_path)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        with np.load(tmp_path / "draws.npz") as arrays:
+    out = tmp_path / "draws.npz"
+    for given, width in (("joint.npy", 2), (f"{tmp_path}/here.py:model", 9)):
+        params = ["warmup=5", "thin=2", *(["min_length=9", "max_length=9"] if width == 9 else [])]
+        run(tmp_path / given if width == 2 else given, num=20, params=params, out=out)
+        with np.load(out) as arrays:
             assert arrays["values"].shape == (20, width)
-    missing = kexue("run", "sampler/mlm-gibbs", folder=tmp_path)
-    assert missing.returncode == 2
-    assert "text needs `--model`" in missing.stderr
+    with pytest.raises(ArgumentError, match="text needs `--model`"):
+        run()
+    with pytest.raises(ArgumentError, match="`--num-samples`"):
+        run(tmp_path / "joint.npy", num=0)
 
 
 def test_fits_and_draws_again(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("学习采样\n采样文本\n" * 20, encoding="utf-8")
-    words = ["fit", "sampler/mlm-gibbs", "corpus.txt", "-o", "model", "--epochs", "1"]
-    done = kexue(*words, "--width", "8", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    words = ["run", "sampler/mlm-gibbs", "--model", "model", "-n", "2", "--set", "warmup=4"]
-    drawn = kexue(*words, "--set", "thin=1", folder=tmp_path)
-    assert len(drawn.stdout.splitlines()) == 2
+    model = tmp_path / "model"
+    run(tmp_path / "corpus.txt", out=model, verb="fit", params=(), epochs=1, width=8)
+    params = ["warmup=4", "thin=1", "max_length=6"]
+    _, lines = run(model=model, num=2, params=params)
+    assert len(lines) == 2
+    assert all(set(line) <= set("学习采样文本") for line in lines)
