@@ -45,9 +45,7 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         yield from _of_size(width, layers, chains, steps, pairs=5 if quick else 9)
 
 
-def _of_size(  # noqa: PLR0917
-    width: int, layers: int, chains: int, steps: int, pairs: int
-) -> Iterator[Row]:
+def _of_size(width: int, layers: int, chains: int, steps: int, pairs: int) -> Iterator[Row]:
     model = _bert(width, layers)
     sampler = MLMGibbs(
         num_chains=chains, min_length=_LENGTH, max_length=_LENGTH, warmup=0, mask_id=_MASK
@@ -77,7 +75,8 @@ def _bert(width: int, layers: int) -> Any:
         num_attention_heads=width // 64,
         intermediate_size=4 * width,
     )
-    return transformers.BertForMaskedLM(config).eval()
+    model: Any = transformers.BertForMaskedLM(config)
+    return model.eval()
 
 
 @torch.no_grad()

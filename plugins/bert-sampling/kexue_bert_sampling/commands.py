@@ -243,7 +243,7 @@ def _check_prompts(starts: list[_Prompt], room: int | None, around: int) -> None
             )
 
 
-def _around(model: TextModel) -> dict[str, tuple[int, ...]]:
+def _around(model: TextModel) -> dict[str, Any]:
     """Return what a tokenizer puts before and behind a text, such as [CLS] and [SEP]."""
     tokenizer = getattr(model.vocabulary, "tokenizer", None)
     if tokenizer is None:

@@ -115,7 +115,7 @@ def _learned(table: Tensor, steps: int, seed: int) -> MaskedScorer:
         scores = scorer(rows.scatter(1, places, scorer.mask_id), None, places)
         loss = F.cross_entropy(scores[:, 0], rows.gather(1, places)[:, 0])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return scorer
 
@@ -265,8 +265,9 @@ def _plot_approach(curves: Curves, floors: Sequence[float], canvas: Canvas) -> N
     axes = canvas.subplots()
     for (scan, curve), color in zip(curves.items(), ("#3465a4", "#c17d11", "#4e9a06"), strict=True):
         for seed in range(len(floors)):
-            label = {"label": scan} if not seed else {}
-            axes.plot(list(curve), [v[seed] for v in curve.values()], "o-", color=color, **label)
+            label = scan if not seed else "_"  # one entry in the legend
+            values = [v[seed] for v in curve.values()]
+            axes.plot(list(curve), values, "o-", color=color, label=label)
     axes.axhspan(min(floors), max(floors), color="gray", alpha=0.5, label="exact draws")
     axes.set_xscale("symlog", linthresh=3)
     axes.set(yscale="log", xlabel="steps", ylabel="total variation")
@@ -295,7 +296,7 @@ def text(context: Context) -> Report:
     chains = context.pick(64, 24)
     sweeps = context.pick(_SWEEPS, _SWEEPS[:-2])
     unigram = _unigram(model, rows, chains * len(context.seeds))
-    runs = {"from characters": {"init": unigram}, "from masks": {}}
+    runs: dict[str, dict[str, Any]] = {"from characters": {"init": unigram}, "from masks": {}}
     if not context.quick:
         runs |= {"systematic, from masks": {"scan": "systematic"}, "3 at once": {"block": 3}}
     found = {
@@ -356,7 +357,7 @@ def _fitted(rows: Sequence[str], steps: int) -> CharacterMaskedModel:
         scores = model(some.scatter(1, places, model.mask_id), None, places)
         loss = F.cross_entropy(scores.flatten(0, 1), some.gather(1, places).flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -373,7 +374,9 @@ def _sampled(
     model: CharacterMaskedModel, given: Mapping[str, Any], sweeps: Sequence[int]
 ) -> dict[int, list[str]]:
     """Return the texts of all chains after some sweeps; none before the first if all are masks."""
-    lengths = {} if "init" in given else {"min_length": _WINDOW, "max_length": _WINDOW}
+    lengths: dict[str, Any] = {"min_length": _WINDOW, "max_length": _WINDOW}
+    if "init" in given:
+        lengths = {}
     sampler = MLMGibbs(**given, **lengths, forbidden=model.vocabulary.special_ids)
     chains = sampler.begin(model, given["num_chains"], generator=make_generator(0))
     found = {}
@@ -474,8 +477,9 @@ def _plot_quality(found: Curves, natural: float, canvas: Canvas) -> None:
     colors = ("#3465a4", "#c17d11", "#4e9a06", "#75507b")
     for (name, curve), color in zip(found.items(), colors, strict=False):
         for seed in range(len(next(iter(curve.values())))):
-            label = {"label": name} if not seed else {}
-            axes.plot(list(curve), [v[seed] for v in curve.values()], "o-", color=color, **label)
+            label = name if not seed else "_"
+            values = [v[seed] for v in curve.values()]
+            axes.plot(list(curve), values, "o-", color=color, label=label)
     axes.axhline(natural, ls="--", color="gray")
     axes.set_xscale("symlog", linthresh=1)
     axes.set(yscale="log", xlabel="sweeps", ylabel="perplexity")

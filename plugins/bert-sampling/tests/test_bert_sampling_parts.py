@@ -13,7 +13,7 @@ from kexue.core import ArgumentError
 from kexue_bert_sampling import Trigrams, overlap, self_bleu
 from kexue_bert_sampling.chains import draw_at
 from kexue_bert_sampling.randomness import Randomness, philox
-from kexue_bert_sampling.scans import choose
+from kexue_bert_sampling.scans import SCANS, Scan, choose
 
 CPU = torch.device("cpu")
 
@@ -67,9 +67,10 @@ def test_a_token_is_drawn_at_its_share_of_the_uniform_numbers() -> None:
 
 def test_systematic_and_permuted_sweeps_visit_every_place_once() -> None:
     counts = torch.tensor([5, 3, 1, 0])
-    for scan in ("systematic", "permutation"):
+    scans: list[Scan] = ["systematic", "permutation"]
+    for scan in scans:
         for block in (1, 2):
-            slots, exists = choose(scan, counts, block, range(60), Randomness((0, 0), CPU))  # type: ignore[arg-type]
+            slots, exists = choose(scan, counts, block, range(60), Randomness((0, 0), CPU))
             orders = set()
             for chain, count in enumerate(counts.tolist()):
                 sweep = max(1, -(-count // block))
@@ -85,11 +86,11 @@ def test_systematic_and_permuted_sweeps_visit_every_place_once() -> None:
 
 def test_scans_do_not_depend_on_where_they_were_cut() -> None:
     counts, source = torch.tensor([4, 7]), Randomness((3, 4), CPU)
-    for scan in ("random", "systematic", "permutation"):
+    for scan in SCANS:
         for block in (1, 3):
-            whole = choose(scan, counts, block, range(30), source)[0]  # type: ignore[arg-type]
+            whole = choose(scan, counts, block, range(30), source)[0]
             parts = [
-                choose(scan, counts, block, some, source)[0]  # type: ignore[arg-type]
+                choose(scan, counts, block, some, source)[0]
                 for some in (range(11), range(11, 12), range(12, 30))
             ]
             assert torch.equal(torch.cat(parts), whole)

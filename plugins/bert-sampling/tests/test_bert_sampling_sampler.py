@@ -98,7 +98,8 @@ def after(scan: str, block: int, steps: int, scorer: MaskedScorer) -> Tensor:
     if scan == "random":
         subsets = [p for p in product(range(LENGTH), repeat=block) if list(p) == sorted(set(p))]
         one = average([kernel(scorer, places) for places in subsets])
-        return law @ torch.linalg.matrix_power(one, steps)
+        found: Tensor = law @ torch.linalg.matrix_power(one, steps)
+        return found
     groups = -(-LENGTH // block)
     assert steps % groups == 0
     orders = [tuple(range(LENGTH))] if scan == "systematic" else list(permutations(range(LENGTH)))
@@ -108,7 +109,8 @@ def after(scan: str, block: int, steps: int, scorer: MaskedScorer) -> Tensor:
         for start in range(0, LENGTH, block):
             sweep = sweep @ kernel(scorer, tuple(sorted(order[start : start + block])))
         sweeps.append(sweep)
-    return law @ torch.linalg.matrix_power(average(sweeps), steps // groups)
+    swept: Tensor = law @ torch.linalg.matrix_power(average(sweeps), steps // groups)
+    return swept
 
 
 # -- laws -----------------------------------------------------------------------------------------
