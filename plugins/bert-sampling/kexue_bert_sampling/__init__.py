@@ -53,17 +53,17 @@ def kexue_components() -> list[Component]:
 @hookimpl
 def kexue_experiments() -> list[Experiment]:
     """Return what measures the claims."""
-    package = "kexue_bert_sampling.experiments"
+    package = "kexue_bert_sampling"
     return [
         Experiment(
             "stationary",
-            f"{package}:stationary",
+            f"{package}.experiments:stationary",
             "The law of the chains beside the exact one, on texts of three tokens.",
             references=(_POST, _PAPER),
         ),
         Experiment(
             "text",
-            f"{package}:text",
+            f"{package}.text_experiments:text",
             "Text of a small masked language model: how it improves with the steps.",
             references=(_POST, _PAPER),
         ),
