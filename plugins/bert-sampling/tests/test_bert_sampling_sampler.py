@@ -194,6 +194,18 @@ def test_a_chain_is_the_same_however_many_there_are(params: dict[str, Any]) -> N
     assert torch.equal(sampled(model, 40, batch_size=3, **common), many)
 
 
+def test_a_text_with_fewer_free_tokens_than_a_block_is_drawn_as_if_alone() -> None:
+    init = torch.tensor([[1, 1, 1], [1, PAD, PAD]])
+
+    def drawn(block: int) -> Tensor:
+        sampler = MLMGibbs(scan="systematic", block=block, init=init, warmup=0, thin=1, mask_id=50)
+        flat = sampler.sample(lambda ids: torch.zeros(*ids.shape, 50), 20, generator=seeded())
+        assert flat.chains is not None
+        return flat.chains[1, :, 0]
+
+    assert torch.equal(drawn(3), drawn(1))
+
+
 def test_chains_may_begin_in_several_calls() -> None:
     sampler = MLMGibbs(num_chains=4, warmup=7, thin=2)
     whole = MLMGibbs(num_chains=8, warmup=7, thin=2).sample(joint(), 8, generator=seeded()).values
