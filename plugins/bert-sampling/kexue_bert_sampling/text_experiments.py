@@ -97,7 +97,7 @@ def _fitted(rows: Sequence[str], steps: int) -> CharacterMaskedModel:
     torch.manual_seed(0)
     alphabet = "".join(sorted({c for row in rows for c in row}))
     model = CharacterMaskedModel(alphabet, width=64, layers=1, max_length=_WINDOW)
-    with torch.no_grad():  # tokens and places of like and small size are learned fastest
+    with torch.no_grad():  # small, so that the layers count from the first step
         for table in (model.embedding, model.body.positions):
             table.weight.normal_(std=0.1)
     ids, generator = model.collate(rows)["ids"], make_generator(0)
