@@ -48,9 +48,9 @@ Laws = dict[tuple[str, Scan, int], list[Tensor]]
 
 def stationary(context: Context) -> Report:
     """Compare the law of many chains with the exact one."""
-    num = context.pick(2000, 1000)
+    num = context.pick(2000, 600)
     joints = [_joint(seed) for seed in context.seeds]
-    models = [_learned(table, context.pick(1000, 400), seed) for seed, table in enumerate(joints)]
+    models = [_learned(table, context.pick(1000, 250), seed) for seed, table in enumerate(joints)]
     curves = _approach(joints, num)
     laws = [table.flatten().softmax(0) for table in joints]
     floors = [_floor(law, num, seed) for seed, law in enumerate(laws)]
