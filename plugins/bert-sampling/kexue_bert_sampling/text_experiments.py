@@ -47,7 +47,7 @@ def text(context: Context) -> Report:
     lines = context.once("bert-sampling/lines", embedded_text)
     judge, known = Trigrams(lines.train), ngrams(lines.train, _GRAM)
     rows, held_out = _windows(lines.train), _windows(lines.test)
-    model = _fitted(rows, context.pick(600, 130))
+    model = _fitted(rows, context.pick(600, 180))
     chains = context.pick(64, 24)
     sweeps = context.pick(_SWEEPS, _SWEEPS[:-2])
     unigram = _unigram(model, rows, chains * len(context.seeds))
