@@ -43,9 +43,9 @@ class ThresholdDecoder(Decoder):
         >>> import torch
         >>> from kexue_zlpr import ThresholdDecoder
         >>> logits = torch.tensor([[2.0, -1.0, 3.0], [-2.0, -0.5, -1.0]])
-        >>> ThresholdDecoder().decode(logits)
-        DecodeResult(sequences=tensor([[ 0,  2],
-                [-1, -1]]), scores=tensor([5., 0.]))
+        >>> found = ThresholdDecoder().decode(logits)
+        >>> found.sequences.tolist(), found.scores.tolist()
+        ([[0, 2], [-1, -1]], [5.0, 0.0])
         >>> ThresholdDecoder(max_labels=1, min_labels=1).decode(logits).tolist()
         [[2], [1]]
 
