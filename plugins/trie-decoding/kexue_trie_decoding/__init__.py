@@ -51,6 +51,9 @@ def kexue_components() -> list[Component]:
             "Beam search constrained to the entries of a prefix tree.",
             references=(_POST, _GENRE),
             tags=("autoregressive", "constrained", "retrieval"),
+            run="kexue_trie_decoding.commands:run",
+            fit="kexue.core.lab.texts:fit_seq2seq",
+            apply="kexue_trie_decoding.commands:apply",
         )
     ]
 
