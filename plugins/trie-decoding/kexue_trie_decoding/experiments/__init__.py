@@ -1,0 +1,1 @@
+"""What the post claims, measured on small models."""
