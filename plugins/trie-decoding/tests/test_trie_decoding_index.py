@@ -41,7 +41,7 @@ def below(root: dict[int, dict], prefix: list[int]) -> list[int] | None:
     return sorted(node)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 @given(databases, st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=8))
 def test_every_mask_is_that_of_nested_dicts(sequences: Sequences, prefixes: Sequences) -> None:
     index, root = TrieIndex.build(sequences, END), nested(sequences)
@@ -59,7 +59,7 @@ def test_every_mask_is_that_of_nested_dicts(sequences: Sequences, prefixes: Sequ
             assert torch.equal(after, index.walk([[*prefix, token]]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 @given(databases)
 def test_it_holds_what_it_was_built_of_and_nothing_else(sequences: Sequences) -> None:
     index = TrieIndex.build(sequences, END)
@@ -76,7 +76,7 @@ def test_it_holds_what_it_was_built_of_and_nothing_else(sequences: Sequences) ->
     assert index.find([list(s) for s in absent]).tolist() == [-1] * len(absent)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(derandomize=True, max_examples=40, deadline=None)
 @given(databases, st.lists(st.integers(1, 5), max_size=3))
 def test_entries_below_a_prefix_are_those_that_begin_with_it(
     sequences: Sequences, prefix: list[int]
