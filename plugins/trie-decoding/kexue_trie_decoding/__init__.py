@@ -31,9 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     },
 )
 
-_POST = (
-    "苏剑林, Seq2Seq+前缀树:检索任务新范式(以KgCLUE为例), 2021, https://kexue.fm/archives/8802"
-)
+_POST = "苏剑林, Seq2Seq+前缀树:检索任务新范式(以KgCLUE为例), 2021, https://kexue.fm/archives/8802"
 _GENRE = (
     "De Cao, Izacard, Riedel and Petroni, Autoregressive Entity Retrieval, ICLR 2021, "
     "https://arxiv.org/abs/2010.00904"

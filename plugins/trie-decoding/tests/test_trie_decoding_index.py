@@ -117,7 +117,16 @@ def test_long_sequences_need_no_recursion() -> None:
 
 
 def test_chinese_text_is_found_by_its_prefix() -> None:
-    lines = ["明月几时有", "明天会更好", "明天下雨", "明天下午开会", "明天下午放假", "明年见", "今夕是何年", "今天去哪里玩"]
+    lines = [
+        "明月几时有",
+        "明天会更好",
+        "明天下雨",
+        "明天下午开会",
+        "明天下午放假",
+        "明年见",
+        "今夕是何年",
+        "今天去哪里玩",
+    ]
     vocabulary = sorted(set("".join(lines)))
     ids = [[1 + vocabulary.index(c) for c in line] for line in lines]
     index = TrieIndex.build(ids, END)
@@ -242,7 +251,9 @@ def test_a_saved_index_is_the_same(tmp_path: Path) -> None:
         assert repr(twin) == repr(index)
         assert twin.rows_of(2) == [0, 2]
         nodes = torch.tensor([0, 1, -1])
-        assert torch.equal(twin.mask(torch.zeros(3, 8), nodes), index.mask(torch.zeros(3, 8), nodes))
+        assert torch.equal(
+            twin.mask(torch.zeros(3, 8), nodes), index.mask(torch.zeros(3, 8), nodes)
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["names.safetensors"]
 
 

@@ -145,8 +145,10 @@ def test_strength_zero_and_an_empty_question_change_nothing() -> None:
     ):
         scorer = Constrained(lambda ids: table[ids[:, -1]], index, lookahead=look)
         asked = prompt if mask is None else torch.tensor([[7, 8], [7, 8]])
-        base = wanted if mask is None else beam_search(
-            plain, asked, width=3, max_new_tokens=4, mask=mask
+        base = (
+            wanted
+            if mask is None
+            else beam_search(plain, asked, width=3, max_new_tokens=4, mask=mask)
         )
         found = beam_search(scorer, asked, width=3, max_new_tokens=4, mask=mask)
         assert torch.equal(found.sequences, base.sequences)

@@ -72,7 +72,9 @@ def test_an_index_takes_the_place_of_its_text(folder: Path) -> None:
 
 def test_unknown_characters_are_counted_and_told_apart_no_more(folder: Path) -> None:
     (folder / "odd.txt").write_text("甲月\n乙月\n明月\n", encoding="utf-8")
-    result, lines = ask(folder, "questions.txt", database=folder / "odd.txt", params=("num_return=2",))
+    result, lines = ask(
+        folder, "questions.txt", database=folder / "odd.txt", params=("num_return=2",)
+    )
     assert result.summary["rows_with_unknown_tokens"] == 2
     assert result.summary["entries"] == 2
     assert {line.split("\t")[2] for line in lines} == {"甲月 | 乙月", "明月"}
