@@ -60,7 +60,7 @@ def flatten(sequences: Any, end_id: int) -> Flat:
             inside a sequence.
     """
     if isinstance(sequences, Tensor | np.ndarray):
-        flat = _from_matrix(np.asarray(sequences.cpu() if _is_tensor(sequences) else sequences))
+        flat = _from_matrix(sequences.cpu().numpy() if isinstance(sequences, Tensor) else sequences)
     else:
         flat = _from_lists(sequences)
     if not len(flat.lengths):
@@ -71,10 +71,6 @@ def flatten(sequences: Any, end_id: int) -> Flat:
         )
     _check_ids(flat)
     return _without_end(flat, end_id)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _from_matrix(matrix: NDArray[Any]) -> Flat:

@@ -173,7 +173,7 @@ def _questions(files: Iterable[str]) -> Iterator[str]:
             yield line.strip()
 
 
-def _answers(
+def _answers(  # noqa: PLR0917
     decoder: TrieBeam,
     model: TextModel,
     entries: _Entries,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ __all__ = ["Edges", "TrieIndex"]
 _FORM = "kexue trie 1"
 _ARRAYS = ("keys", "leaves", "firsts", "rows")
 _AT_ONCE = 4096  # entries that are read in one go
-Self = TypeVar("Self", bound="TrieIndex")
 
 
 class Edges(NamedTuple):
@@ -46,8 +44,8 @@ class Edges(NamedTuple):
 class TrieIndex:
     """A prefix tree of token sequences, each ended by the end token; :meth:`build` makes one.
 
-    Nodes are numbered level by level and siblings by token, node 0 is the root. Then edge e leads to
-    node e + 1, and the whole tree is one sorted array, parent · 2**bits + token for each edge:
+    Nodes are numbered level by level and siblings by token, node 0 is the root. Then edge e leads
+    to node e + 1, and the whole tree is one sorted array, parent · 2**bits + token for each edge:
     8 bytes a node. What may follow a node is a range of it, and where a token leads is a search in
     it: a few kernels for a whole batch of nodes, on the index's device, and none per token.
 
@@ -86,7 +84,7 @@ class TrieIndex:
         self.end_id = end_id
 
     @classmethod
-    def build(cls: type[Self], sequences: Any, end_id: int) -> Self:
+    def build(cls, sequences: Any, end_id: int) -> Self:
         """Build the tree of some sequences: seconds for a million of them.
 
         Args:
@@ -166,14 +164,12 @@ class TrieIndex:
         """Bytes of all arrays: 8 a node, and 8 to 12 a sequence to find the rows of an entry."""
         return sum(array.nbytes for array in self._arrays.values())
 
-    def to(self: Self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Return the index on another device; itself if it is there."""
         if torch.device(device) == self.device:
             return self
-        moved = copy.copy(self)
-        moved._arrays = {name: array.to(device) for name, array in self._arrays.items()}
-        moved.__dict__.pop("_view", None)
-        return moved
+        moved = {name: array.to(device) for name, array in self._arrays.items()}
+        return type(self)(moved, self.levels, self.num_tokens, self.end_id)
 
     @property
     def _keys(self) -> Tensor:
@@ -248,7 +244,7 @@ class TrieIndex:
         begin, degree = span(keys, at, self._bits)
         if 8 * int(degree.sum()) > logits.numel():
             # so many edges only near the root, whose few nodes the rows have in common
-            shared, place = nodes.unique(return_inverse=True)
+            shared, place = torch.unique(nodes, return_inverse=True)
             allowed = self.allowed(shared, logits.shape[1])
             out = logits.masked_fill(~allowed[place], -torch.inf)
             sound = bool((out.amax(1) > -torch.inf).all())
@@ -378,7 +374,7 @@ class TrieIndex:
             save_file(arrays, temporary, metadata={"form": _FORM, "numbers": json.dumps(numbers)})
 
     @classmethod
-    def load(cls: type[Self], path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Map a file that :meth:`save` wrote into memory: what is not used is not read.
 
         Args:

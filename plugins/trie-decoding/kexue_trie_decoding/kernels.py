@@ -58,6 +58,7 @@ def expand(begin: Array, degree: Array) -> tuple[Array, Array]:
         degree: Shape ``[row]``.
     """
     shift = begin - degree.cumsum(0) + degree
+    rows: Array
     if isinstance(begin, np.ndarray):
         rows = np.repeat(np.arange(len(degree)), degree)
         return shift[rows] + np.arange(len(rows)), rows
@@ -86,7 +87,7 @@ def match(before: Array, now: Array) -> Array | None:
         before: Shape ``[row, time]``, at least one row.
         now: Shape ``[other row, time]``.
     """
-    weights = np.arange(1, now.shape[1] + 1) * 0x9E3779B97F4A7C1 | 1
+    weights: Array = np.arange(1, now.shape[1] + 1) * 0x9E3779B97F4A7C1 | 1
     if not isinstance(now, np.ndarray):
         weights = torch.from_numpy(weights).to(now.device)
     keys = (before * weights).sum(1)

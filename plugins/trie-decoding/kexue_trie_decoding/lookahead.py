@@ -45,7 +45,7 @@ class Coverage:
         batch, time = questions.shape
         real = torch.ones_like(questions, dtype=torch.bool) if mask is None else mask.bool()
         self.words = max(1, -(-time // _WORD))
-        self._tokens, slot = questions.unique(return_inverse=True)
+        self._tokens, slot = torch.unique(questions, return_inverse=True)
         place = torch.arange(time, device=questions.device)
         bit = (torch.ones_like(place) << place % _WORD) * real
         rows = torch.arange(batch, device=questions.device)[:, None]

@@ -89,7 +89,7 @@ class TrieBeam(Decoder):
         weigher = LookAhead(strength, separator_id=separator_id, after=after, limit=limit)
         self.lookahead = weigher if lookahead else None
 
-    def decode(
+    def decode(  # type: ignore[override]  # a model scores what follows a prompt
         self,
         scores: Any,
         *,

@@ -117,7 +117,7 @@ def test_what_cannot_be_answered_is_said(
 
 
 def test_without_a_model_it_says_how_to_make_one() -> None:
-    with pytest.raises(ArgumentError, match="kexue fit decoder/trie-beam pairs.tsv -o model/"):
+    with pytest.raises(ArgumentError, match=r"kexue fit decoder/trie-beam pairs\.tsv -o model/"):
         execute(registry, Request(ID, files=["questions.txt"]))
 
 

@@ -136,7 +136,7 @@ def test_a_beam_that_leaves_the_tree_may_only_end() -> None:
 
 def test_a_prompt_that_is_taken_for_an_entry_is_refused() -> None:
     index = TrieIndex.build([[5, 6]], END)
-    with pytest.raises(ArgumentError, match="Row 1 does not, from place 0. Give `start`"):
+    with pytest.raises(ArgumentError, match=r"Row 1 does not, from place 0\. Give `start`"):
         TrieLogitsProcessor(index, start=0)(torch.tensor([[5], [7]]), torch.zeros(2, 9))
     used = TrieLogitsProcessor(index)
     used(torch.ones(1, 4).long(), torch.zeros(1, 9))

@@ -50,7 +50,7 @@ def train(
     for _ in range(steps):
         given = {name: part.to(device) for name, part in model.collate(draw(batch)).items()}
         optimizer.zero_grad()
-        model.loss(given).backward()
+        torch.autograd.backward(model.loss(given))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
