@@ -224,4 +224,4 @@ def _plot(exact: _Exact, methods: Sequence[str], canvas: Canvas) -> None:
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.set(xlabel="exact match")
-    axes.legend(title="order of the entry", loc="lower right")
+    axes.legend(title="order of the entry", loc="upper right")

@@ -198,4 +198,4 @@ def _plot(exact: _Results, canvas: Canvas) -> None:
             axes.plot([x] * len(of), of, "o", color="black", markersize=3)
     axes.set_xticks(range(len(_PARTS)), [f"words {part} in training" for part in _PARTS])
     axes.set(ylabel="exact match")
-    axes.legend(fontsize="small")
+    canvas.legend(loc="outside lower center", ncols=3)
