@@ -145,6 +145,12 @@ def test_a_tree_takes_eight_bytes_a_node() -> None:
     assert "20000 entries" in repr(index)
 
 
+def test_ids_beyond_the_vocabulary_lead_nowhere() -> None:
+    index = TrieIndex.build([[1, 1], [2, 1], [3]], END)
+    for token in (-1, 4, 5, 6, 9, 2**40):  # 5 is to the root what 1 is to the next node
+        assert index.advance(torch.tensor([0, 1, 2]), torch.full((3,), token)).tolist() == [-1] * 3
+
+
 # -- masks -----------------------------------------------------------------------------------------
 
 
