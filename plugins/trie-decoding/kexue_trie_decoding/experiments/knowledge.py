@@ -107,13 +107,13 @@ def _run(context: Context, seed: int) -> _Measured:
     trained_on = set(subjects[: 6 * len(subjects) // 10])
     train_facts = [fact for fact in facts if fact.subject in trained_on]
     test = [fact for fact in facts if fact.subject not in trained_on]
-    asked = rng.sample(test, context.pick(150, 25))
+    asked = rng.sample(test, context.pick(150, 15))
     ways = "".join(way for several in _PROPERTIES.values() for way in several)
     letters = {*_NAMES, *_MEANINGS, *ways, *"".join(_PROPERTIES), *_ORDERS.values(), "|"}
     model = train(
         "".join(sorted(letters - {"{", "}"})),
         partial(_draw, rng, train_facts),
-        steps=context.pick(220, 12),
+        steps=context.pick(220, 8),
         seed=seed,
         device=context.device,
         lr=1e-2,

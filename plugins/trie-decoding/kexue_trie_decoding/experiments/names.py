@@ -54,13 +54,13 @@ def names(context: Context) -> Report:
         model = train(
             _LETTERS,
             partial(_misspelt, rng, parts["seen"]),
-            steps=context.pick(90, 12),
+            steps=context.pick(90, 10),
             seed=seed,
             device=context.device,
         )
         index = _index(model, words)
         for part, of in parts.items():
-            asked = [(_edited(rng, word), word) for word in of[: context.pick(120, 25)]]
+            asked = [(_edited(rng, word), word) for word in of[: context.pick(120, 20)]]
             _measure(model, index, set(words), asked, part, exact, valid)
     return Report(
         [_validity(valid), _tree(exact), _lookahead(exact, "tree"), _storage(words)],
