@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,9 @@ def test_no_prompts_give_no_results() -> None:
         ({"database": TrieIndex.build([[1]], 3)}, "end_id", "that of the index, 3"),
     ],
 )
-def test_what_cannot_be_built_is_refused(given_: dict, argument: str, message: str) -> None:
+def test_what_cannot_be_built_is_refused(
+    given_: dict[str, Any], argument: str, message: str
+) -> None:
     with pytest.raises(ArgumentError, match=message) as caught:
         TrieBeam(**{"database": [[1]], "end_id": END, **given_})
     assert caught.value.argument == argument

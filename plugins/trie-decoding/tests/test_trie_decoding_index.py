@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ Sequences = list[list[int]]
 databases = st.lists(st.lists(st.integers(1, 5), max_size=5), min_size=1, max_size=12)
 
 
-def nested(sequences: Sequences) -> dict[int, dict]:
+def nested(sequences: Sequences) -> dict[int, Any]:
     """Return the tree as the post writes it."""
-    root: dict[int, dict] = {}
+    root: dict[int, Any] = {}
     for sequence in sequences:
         node = root
         for token in [*sequence, END]:
@@ -31,7 +32,7 @@ def nested(sequences: Sequences) -> dict[int, dict]:
     return root
 
 
-def below(root: dict[int, dict], prefix: list[int]) -> list[int] | None:
+def below(root: dict[int, Any], prefix: list[int]) -> list[int] | None:
     """Return what may follow a prefix; None if nothing begins with it."""
     node = root
     for token in prefix:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,7 +43,7 @@ def lcs(a: list[int], b: list[int]) -> int:
         max_size=5,
     )
 )
-def test_common_subsequences_are_as_long_as_the_table_says(pairs: list) -> None:
+def test_common_subsequences_are_as_long_as_the_table_says(pairs: list[Any]) -> None:
     a, b = (padded([pair[k] for pair in pairs], fill) for k, fill in ((0, -2), (1, -1)))
     found = longest_common_subsequence(a, b)
     assert found.tolist() == [lcs(x, y) for x, y in pairs]
@@ -177,7 +179,7 @@ def test_rows_that_are_too_large_are_not_looked_ahead() -> None:
         ({"limit": -1}, "limit"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings_: dict, argument: str) -> None:
+def test_settings_out_of_range_are_refused(settings_: dict[str, Any], argument: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{argument}`") as caught:
         LookAhead(**settings_)
     assert caught.value.argument == argument

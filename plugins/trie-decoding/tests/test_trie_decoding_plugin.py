@@ -39,7 +39,7 @@ def ask(folder: Path, *files: str, params: tuple[str, ...] = (), **options: Any)
         device="cpu",
     )
     _, result = execute(registry, request)
-    return result, list(result.lines)
+    return result, list(result.lines or ())
 
 
 def test_each_question_is_answered_with_what_is_known(folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_look_ahead_is_set_like_any_parameter(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_said(
-    folder: Path, files: list[str], options: dict, message: str
+    folder: Path, files: list[str], options: dict[str, Any], message: str
 ) -> None:
     (folder / "empty.txt").write_text("\n\n")
     (folder / "gap.txt").write_text("明\n\n天\n", encoding="utf-8")

@@ -20,7 +20,7 @@ DATABASE = [
 
 
 def allowed_by_dicts(start: int) -> Any:
-    root: dict[int, dict] = {}
+    root: dict[int, Any] = {}
     for sequence in DATABASE:
         node = root
         for token in [*sequence, END]:

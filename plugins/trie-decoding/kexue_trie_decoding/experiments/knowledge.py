@@ -113,7 +113,7 @@ def _run(context: Context, seed: int) -> _Measured:
     model = train(
         "".join(sorted(letters - {"{", "}"})),
         partial(_draw, rng, train_facts),
-        steps=context.pick(220, 8),
+        steps=context.pick(220, 12),
         seed=seed,
         device=context.device,
         lr=1e-2,

@@ -34,7 +34,7 @@ def train(
     Args:
         alphabet: The characters of both sides.
         draw: Returns so many pairs.
-        steps: Of Adam, its rate rising over a tenth of them and then falling to 0.
+        steps: Of Adam, more than 10, its rate rising over a tenth and then falling to 0.
         seed: Of the weights.
         device: Where.
         width: Features.

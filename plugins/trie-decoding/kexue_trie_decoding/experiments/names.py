@@ -54,7 +54,7 @@ def names(context: Context) -> Report:
         model = train(
             _LETTERS,
             partial(_misspelt, rng, parts["seen"]),
-            steps=context.pick(90, 10),
+            steps=context.pick(90, 12),
             seed=seed,
             device=context.device,
         )
