@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kexue_repetition.pairs import WorstPairs as WorstPairs
     from kexue_repetition.pairs import worst_pairs as worst_pairs
     from kexue_repetition.rebalancing import RebalancedEncoding as RebalancedEncoding
+    from kexue_repetition.sampling import model_transitions as model_transitions
     from kexue_repetition.statistics import LongestRepeat as LongestRepeat
     from kexue_repetition.statistics import immediate_repeats as immediate_repeats
     from kexue_repetition.statistics import longest_repeat as longest_repeat
@@ -42,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "index": ["RepetitionIndex", "repetition_index"],
         "pairs": ["WorstPairs", "worst_pairs"],
         "rebalancing": ["RebalancedEncoding"],
+        "sampling": ["model_transitions"],
         "statistics": ["LongestRepeat", "immediate_repeats", "longest_repeat"]
         + ["repeated_ngrams", "repeated_tokens"],
         "transitions": ["Transitions", "sample_walks"],
@@ -84,6 +86,7 @@ def kexue_components() -> list[Component]:
             "The index of repeated decoding, its bounds, and the pairs of tokens that cause it.",
             references=(_POST, _PAPER),
             tags=("text", "generation", "evaluation"),
+            fit="kexue.core.lab.texts:fit_causal",
         )
     ]
 

@@ -92,7 +92,7 @@ def repetition_bounds(
     n, matrix = len(decoder), decoder.matrix
     longest = lengths or _lengths(components, found.eigenvalue)
     loops = _Loops.counted(components, longest)
-    zeta = matrix.nnz / n**2 if n else 0.0
+    zeta = float(matrix.nnz) / n**2 if n else 0.0
     rows = np.asarray(decoder.squared().sum(axis=1)).ravel()
     # a decoder in which no loop is possible has R = 0 and all bounds 0
     scale = max(zeta * n, 1e-300)

@@ -103,7 +103,7 @@ def index_of(components: Components, *, dense_limit: int = DENSE_LIMIT) -> Repet
         value += part_of
         per_token[places] = diagonal
     return RepetitionIndex(
-        value,
+        float(value),
         max(root.value for root in roots),
         (max(root.low for root in roots), max(root.high for root in roots)),
         torch.from_numpy(per_token),

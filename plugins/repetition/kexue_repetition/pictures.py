@@ -76,7 +76,7 @@ def _bounds(found: Repetition, axes: Any) -> None:
         axes.set_xlim(low, high * 2)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(-0.5, len(rows) - 0.2)
-    axes.set_title("R, its bounds, and the estimates, which are none")
+    axes.set_title("R, bounds, and the ζ estimates")
 
 
 def _pairs(found: Repetition, axes: Any) -> None:
@@ -85,7 +85,10 @@ def _pairs(found: Repetition, axes: Any) -> None:
     finite = drops[np.isfinite(drops)]
     top = float(finite.max()) if len(finite) else 1.0
     values = np.where(np.isfinite(drops), drops, 1.2 * top)
-    labels = [_short(f"{name(i)} → {name(j)}") for i, j in found.pairs.tolist()[: len(values)]]
+    labels = [
+        f"{_drawable(name(i), i)} → {_drawable(name(j), j)}"
+        for i, j in found.pairs.tolist()[: len(values)]
+    ]
     colors = [_BLUE if math.isfinite(drop) else _RED for drop in drops]
     axes.barh(range(len(values)), values, color=colors)
     axes.set_yticks(range(len(values)), labels, fontsize=8, family=_fonts())
@@ -103,10 +106,16 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(font for font in wanted if font in known)]
 
 
-def _short(text: str, most: int = 28) -> str:
-    shown = text.replace(" ", "␣") if text.strip("→ ") == "" else text
-    shown = shown.replace("$", r"\$")
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+def _drawable(name: str, number: int) -> str:
+    """Return a token, or its number where no font has its characters or it is only space."""
+    from matplotlib import font_manager
+
+    paths = [font_manager.findfont(font) for font in _fonts()]
+    fonts = [font_manager.get_font(path) for path in paths]
+    if name.strip() and all(any(f.get_char_index(ord(c)) for f in fonts) for c in name):
+        shown = name.replace("$", r"\$")
+        return shown if len(shown) <= 14 else shown[:13] + "…"
+    return "␣" * len(name) if name and not name.strip(" ") else f"#{number}"
 
 
 def _decodings(found: Repetition, axes: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -11,20 +12,23 @@ from torch import Tensor
 
 from kexue.core.errors import ArgumentError
 from kexue.core.job import Job, Result
+from kexue.core.lab.texts import load_text_model, prompts
+from kexue.core.language import pad_ids
 from kexue_repetition.analyzer import Repetition
 from kexue_repetition.estimation import estimate_transitions, numbered
 from kexue_repetition.pictures import overview
 from kexue_repetition.reading import Given, read_files
 from kexue_repetition.rebalancing import RebalancedEncoding
+from kexue_repetition.sampling import model_transitions
 from kexue_repetition.statistics import (
     immediate_repeats,
     longest_repeat,
     repeated_ngrams,
     repeated_tokens,
 )
-from kexue_repetition.transitions import Transitions
+from kexue_repetition.transitions import Transitions, with_float64
 
-__all__ = ["run"]
+__all__ = ["apply", "run"]
 
 
 def run(
@@ -51,6 +55,7 @@ def run(
         gamma: Merge pairs that are likelier than this first (rebalanced encoding), in (0, 1).
     """
     given = read_files(job, tokenizer)
+    job.build()  # refuses wrong settings before the work
     if gamma is not None and given.texts is None:
         raise ArgumentError("`--gamma` merges pairs of texts. Found a matrix.", argument="gamma")
     summary: dict[str, Any] = {}
@@ -63,11 +68,58 @@ def run(
         summary |= text_statistics(ids)
         transitions = estimate_transitions(ids, tokens=tokens, ended=ended, unseen=unseen)
     else:
-        assert_no = {"unseen": unseen != 0.0, "ended": not ended}
-        for name in (n for n, wrong in assert_no.items() if wrong):
+        if unseen or not ended:
+            name = "unseen" if unseen else "ended"
             raise ArgumentError(f"`--{name}` is about texts. Found a matrix.", argument=name)
         transitions = given.transitions or Transitions.of([])
     return analysed(job, transitions, summary)
+
+
+def apply(
+    job: Job, *, samples: int = 100, max_new_tokens: int = 200, unseen: float = 0.0
+) -> Result:
+    """Let a model write behind each line of FILES, or from nothing, and analyze what it wrote.
+
+    MODEL is a folder of `kexue fit` or of transformers. The settings temperature, top_k and top_p
+    are those of its decoding here; the transition matrix is that of what it wrote.
+
+    Args:
+        job: The call.
+        samples: Texts per prompt.
+        max_new_tokens: Tokens of a text at most.
+        unseen: Occurrences of something unseen that are added behind each token; above 0 no
+            transition is certain.
+    """
+    loaded = load_text_model(str(job.model), device=job.device, dtype=job.dtype)
+    vocabulary = loaded.vocabulary
+    lines = list(prompts(job)) if job.files else [""]
+    rows = [vocabulary.encode(line) for line in lines]
+    if not all(rows) and loaded.model is not None and vocabulary.bos_id is not None:
+        # a model of characters puts the first token before the prompt itself
+        own = getattr(loaded.model, "vocabulary", None) is not None
+        rows = [row or ([] if own else [vocabulary.bos_id]) for row in rows]
+    prompt, mask = pad_ids(rows, device=job.device)
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    decoding = {key: job.params.get(key, value) for key, value in settings.items()}
+    transitions, ids = model_transitions(
+        loaded.scorer(),
+        prompt,
+        mask=mask,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        unseen=unseen,
+        generator=job.generator(),
+        **decoding,
+    )
+    names = tuple(_named(vocabulary, i) for i in range(len(transitions)))
+    rest = {key: value for key, value in job.params.items() if key not in settings}
+    found = Transitions(transitions.matrix, names, transitions.start, transitions.device)
+    return analysed(dataclasses.replace(job, params=rest), found, text_statistics(ids.cpu()))
+
+
+def _named(vocabulary: Any, token: int) -> str:
+    """Return a token as text, and one that is no text by its number."""
+    return vocabulary.decode([token]) or f"<{token}>"
 
 
 def analysed(job: Job, transitions: Transitions, summary: dict[str, Any]) -> Result:
@@ -80,7 +132,7 @@ def analysed(job: Job, transitions: Transitions, summary: dict[str, Any]) -> Res
     """
     if transitions.device is None:
         transitions = Transitions(
-            transitions.matrix, transitions.tokens, transitions.start, _float64_device(job.device)
+            transitions.matrix, transitions.tokens, transitions.start, with_float64(job.device)
         )
     found = job.build().analyze(transitions)
     if not isinstance(found, Repetition):
@@ -115,12 +167,6 @@ def text_statistics(ids: Tensor) -> dict[str, Any]:
     }
 
 
-def _float64_device(device: torch.device) -> torch.device:
-    from kexue_repetition.transitions import with_float64
-
-    return with_float64(device)
-
-
 def _summary(found: Repetition) -> dict[str, Any]:
     decoder = found.transitions
     low, high = found.row_bounds.tolist()
@@ -137,9 +183,10 @@ def _summary(found: Repetition) -> dict[str, Any]:
         "estimates_by_zeta": f"{float(found.zeta_trace):.4g} and {float(found.zeta_diagonal):.4g}",
     }
     if found.certain_loop:
-        names = [decoder.name(i) for i in found.certain_loop[:10]]
-        more = len(found.certain_loop) - len(names)
-        summary["never_left"] = " → ".join([*map(repr, names), f"{more} more"][: 11 if more else -1])
+        names = [repr(decoder.name(i)) for i in found.certain_loop[:10]]
+        if len(found.certain_loop) > len(names):
+            names.append(f"{len(found.certain_loop) - len(names)} more")
+        summary["never_left"] = " → ".join(names)
     return summary
 
 
