@@ -81,11 +81,11 @@ def language_model(context: Context, seed: int) -> CharacterModel:
     """Return a recurrent language model of the text's characters, trained once per call."""
 
     def train() -> CharacterModel:
-        lines = lines_of(context)[: context.pick(2500, 600)]
+        lines = lines_of(context)[: context.pick(1500, 400)]
         torch.manual_seed(seed)
-        model = CharacterModel("".join(sorted(set("".join(lines)))), width=context.pick(96, 64))
+        model = CharacterModel("".join(sorted(set("".join(lines)))), width=64)
         model.to(context.device)
-        model.fit(lines, epochs=context.pick(3, 2), batch_size=32, lr=5e-3, seed=seed)
+        model.fit(lines, epochs=context.pick(3, 1), batch_size=32, lr=5e-3, seed=seed)
         return model.eval()
 
     return context.once(("repetition language model", seed), train)
@@ -93,6 +93,6 @@ def language_model(context: Context, seed: int) -> CharacterModel:
 
 def prompts_of(context: Context, model: CharacterModel, characters: int = 10) -> Tensor:
     """Return the beginnings of held-out lines as ids."""
-    lines = [line for line in text().test if len(line) >= characters][: context.pick(100, 40)]
+    lines = [line for line in text().test if len(line) >= characters][: context.pick(60, 20)]
     rows = [model.vocabulary.encode(line[:characters]) for line in lines]
     return torch.tensor(rows, device=context.device)
