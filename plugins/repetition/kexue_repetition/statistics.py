@@ -155,8 +155,10 @@ def longest_repeat(ids: Int[Tensor, "row time"], *, overlap: bool = False) -> Lo
     high = (lengths - 1).clamp(min=0) if overlap else lengths // 2
     while bool((low < high).any()):
         middle = (low + high + 1) // 2
-        found, _, _ = _occurs_twice(blocks, lengths, middle, overlap=overlap)
-        low, high = torch.where(found, middle, low), torch.where(found, high, middle - 1)
+        found, _, _ = _occurs_twice(blocks, lengths, middle.clamp(min=1), overlap=overlap)
+        open_, below = low < high, middle - 1
+        low = torch.where(open_ & found, middle, low)
+        high = torch.where(open_ & ~found, below, high)
     _, first, second = _occurs_twice(blocks, lengths, low.clamp(min=1), overlap=overlap)
     none = low == 0
     return LongestRepeat(low, first.masked_fill(none, -1), second.masked_fill(none, -1))
@@ -184,7 +186,8 @@ def _occurs_twice(
         power[:, None].clamp(max=len(blocks) - 1), row, (place + shift).clamp(max=time - 1)
     ]
     inside = place + size[:, None] <= lengths[:, None]
-    codes = _joined(heads, tails)[inside]
+    # rows of other powers are numbered in other tables
+    codes = _joined(row, _joined(heads, tails))[inside]
     apart = torch.ones_like(size) if overlap else size
     where, at, gap = place[inside], row[inside], apart[row[inside]]
     classes = int(codes.max()) + 1 if len(codes) else 0
