@@ -44,8 +44,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pairs": ["WorstPairs", "worst_pairs"],
         "rebalancing": ["RebalancedEncoding"],
         "sampling": ["model_transitions"],
-        "statistics": ["LongestRepeat", "immediate_repeats", "longest_repeat"]
-        + ["repeated_ngrams", "repeated_tokens"],
+        "statistics": [
+            "LongestRepeat",
+            "immediate_repeats",
+            "longest_repeat",
+            "repeated_ngrams",
+            "repeated_tokens",
+        ],
         "transitions": ["Transitions", "sample_walks"],
         "truncation": ["truncate_transitions"],
     },

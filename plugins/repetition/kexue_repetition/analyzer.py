@@ -41,7 +41,7 @@ class Repetition(NamedTuple):
     """What a decoder's repetition consists of; all floating-point tensors are float64.
 
     Args:
-        index: Shape ``[]``: R; see :func:`~kexue_repetition.repetition_index`.
+        value: Shape ``[]``: R; see :func:`~kexue_repetition.repetition_index`.
         eigenvalue: Shape ``[]``: λ₁(S).
         lower_trace: Shape ``[]``: a lower bound of R, by all loops of a length.
         lower_diagonal: Shape ``[]``: a lower bound of R, by those that begin with a token.
@@ -60,7 +60,7 @@ class Repetition(NamedTuple):
         transitions: What was analyzed: P after temperature and truncation.
     """
 
-    index: Float[Tensor, ""]
+    value: Float[Tensor, ""]
     eigenvalue: Float[Tensor, ""]
     lower_trace: Float[Tensor, ""]
     lower_diagonal: Float[Tensor, ""]
@@ -82,9 +82,9 @@ class Repetition(NamedTuple):
 class RepetitionAnalyzer(Analyzer):
     """How likely a bigram decoder is to repeat itself, what bounds that, and what causes it.
 
-    R = Tr[S (I − S)⁻¹] with S = P ∘ P sums the probabilities of all repeated loops; its lower bounds
-    count loops, its upper bound is by the largest eigenvalue of S, and pairs are ranked by what R
-    would be without them. Truncation sets entries of P to 0 and so raises R.
+    R = Tr[S (I − S)⁻¹] with S = P ∘ P sums the probabilities of all repeated loops; its lower
+    bounds count loops, its upper bound is by the largest eigenvalue of S, and pairs are ranked by
+    what R would be without them. Truncation sets entries of P to 0 and so raises R.
 
     R is about the last token only. Of a model that sees more, the matrix is an average of its
     steps, and R says how it would repeat itself if it forgot the rest.
@@ -107,9 +107,9 @@ class RepetitionAnalyzer(Analyzer):
         >>> from kexue_repetition import RepetitionAnalyzer
         >>> p = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.2], [0.3, 0.3, 0.3]])
         >>> found = RepetitionAnalyzer().analyze(p)
-        >>> bool(found.lower_trace <= found.lower_diagonal <= found.index <= found.upper)
+        >>> bool(found.lower_trace <= found.lower_diagonal <= found.value <= found.upper)
         True
-        >>> [round(RepetitionAnalyzer(top_k=k).analyze(p).index.item(), 3) for k in (3, 2, 1)]
+        >>> [round(RepetitionAnalyzer(top_k=k).analyze(p).value.item(), 3) for k in (3, 2, 1)]
         [0.538, 0.961, inf]
 
     References:

@@ -103,8 +103,8 @@ class Root(NamedTuple):
 def perron_root(matrix: Tensor, *, tolerance: float = 1e-13, steps: int = 60) -> Root:
     """Return the largest eigenvalue of a non-negative irreducible matrix.
 
-    Some steps of the power method, then Noda's iteration: inverse iteration shifted by the greatest quotient, which falls to the root
-    quadratically, whatever the other eigenvalues are.
+    Some steps of the power method, then Noda's iteration: inverse iteration shifted by the
+    greatest quotient, which falls to the root quadratically, whatever the other eigenvalues are.
 
     Args:
         matrix: Shape ``[token, token]``, float64.

@@ -45,9 +45,7 @@ class RepetitionIndex(NamedTuple):
     certain_loop: tuple[int, ...]
 
 
-def repetition_index(
-    transitions: Matrix, *, dense_limit: int = DENSE_LIMIT
-) -> RepetitionIndex:
+def repetition_index(transitions: Matrix, *, dense_limit: int = DENSE_LIMIT) -> RepetitionIndex:
     """Return R = Σₖ Tr Sᵏ = Tr[S (I − S)⁻¹] = Σᵢ λᵢ(S) / (1 − λᵢ(S)), exactly.
 
     A text [w₁ … wₖ] is repeated if it is followed by [w₁ … wₖ w₁]; a bigram decoder does that with
@@ -116,8 +114,9 @@ def resolvent(block: Tensor) -> Tensor:
     unit = torch.eye(len(block), dtype=block.dtype, device=block.device)
     found, info = torch.linalg.inv_ex(unit - block)
     if int(info):  # a loop is never left
-        return torch.full_like(block, math.inf)
-    return found.clamp(min=0)  # rounding of what cannot be reached
+        return torch.full_like(block, torch.inf)
+    inverse: Tensor = found.clamp(min=0)  # rounding of what cannot be reached
+    return inverse
 
 
 def diagonal_of(block: Tensor) -> Floats:

@@ -73,7 +73,7 @@ def worst_pairs(
         one, other = part.coords
         if len(places) > dense_limit:
             square = decoder.squared()[places][:, places]
-            drop = _short_loops(square)
+            drop: Floats = _short_loops(square)
             one, other = square.tocoo().coords
         elif components.is_certain(places):
             drop = np.full(len(one), np.inf)

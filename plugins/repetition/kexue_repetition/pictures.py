@@ -58,7 +58,7 @@ def _bounds(found: Repetition, axes: Any) -> None:
         ("upper bound, nλ₁/(1 − λ₁)", found.upper, _GREY),
         ("ζ estimate, by first token", found.zeta_diagonal, _RED),
         ("ζ estimate, all loops", found.zeta_trace, _RED),
-        ("R", found.index, _BLUE),
+        ("R", found.value, _BLUE),
         ("lower bound, by first token", found.lower_diagonal, _GREY),
         ("lower bound, all loops", found.lower_trace, _GREY),
     ]
@@ -101,8 +101,8 @@ def _fonts() -> list[str]:
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC")
-    wanted += ("Microsoft YaHei", "SimHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei")
+    wanted = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"]
+    wanted += ["Microsoft YaHei", "SimHei", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"]
     return ["DejaVu Sans", *(font for font in wanted if font in known)]
 
 

@@ -158,10 +158,12 @@ def _sparse(path: str) -> Any:
     """Return the matrix of an archive of scipy's; None if it is another."""
     check_file(Path(path))
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not set(archive.files) >= _SPARSE:
-                return None
-        return sparse.load_npz(path)  # without pickles by itself
+        with Path(path).open("rb") as stream:
+            with np.load(stream, allow_pickle=False) as archive:
+                if not set(archive.files) >= _SPARSE:
+                    return None
+            stream.seek(0)
+            return sparse.load_npz(stream)  # without pickles by itself
     except Exception as error:  # a broken archive fails in any way
         raise FileFormatError(
             f"{path} is not a whole .npz file: {detail(error)}.", path=path

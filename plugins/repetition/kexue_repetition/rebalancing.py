@@ -73,7 +73,9 @@ class RebalancedEncoding:
         if not 0 < gamma < 1:
             raise ArgumentError(f"`gamma` must be in (0, 1). Found {gamma!r}.", argument="gamma")
         if rounds < 1:
-            raise ArgumentError(f"`rounds` must be at least 1. Found {rounds!r}.", argument="rounds")
+            raise ArgumentError(
+                f"`rounds` must be at least 1. Found {rounds!r}.", argument="rounds"
+            )
         if not 0 <= smoothing < float("inf"):
             raise ArgumentError(
                 f"`smoothing` must be at least 0. Found {smoothing!r}.", argument="smoothing"

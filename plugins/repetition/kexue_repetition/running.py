@@ -161,7 +161,9 @@ def text_statistics(ids: Tensor) -> dict[str, Any]:
         "seq_rep_4": float(repeated_ngrams(ids, 4).mean()),
         "seq_rep_1_to_4": float(repeated_ngrams(ids, 4, pooled=True).mean()),
         "rep_16": float(repeated_tokens(ids, 16).mean()),
-        "immediate_repeats_per_1000_tokens": 1000 * float(counts.sum()) / max(1, int(lengths.sum())),
+        "immediate_repeats_per_1000_tokens": 1000
+        * float(counts.sum())
+        / max(1, int(lengths.sum())),
         "longest_repeated_block": int(longest.length[most]) if len(ids) else 0,
         "in_text": most,
     }
@@ -173,8 +175,8 @@ def _summary(found: Repetition) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "vocabulary": len(decoder),
         "nonzero_transitions": decoder.matrix.nnz,
-        "R": float(found.index),
-        "R_per_token": float(found.index) / max(1, len(decoder)),
+        "R": float(found.value),
+        "R_per_token": float(found.value) / max(1, len(decoder)),
         "lower_bound_by_all_loops": float(found.lower_trace),
         "lower_bound_by_first_token": float(found.lower_diagonal),
         "upper_bound": float(found.upper),

@@ -254,8 +254,8 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
     """Return numbers from 0 that are equal where both numbers are."""
     if not a.numel():
         return a
-    _, codes = torch.unique(a * (int(b.max()) + 1) + b, return_inverse=True)
-    return codes
+    found: tuple[Tensor, Tensor] = torch.unique(a * (int(b.max()) + 1) + b, return_inverse=True)
+    return found[1]
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -121,7 +121,7 @@ def _as_csr(given: Any) -> tuple[Any, float, torch.device | None]:
         device = with_float64(given.device)
         plain = given.detach().to("cpu")
         if plain.layout != torch.strided and plain.ndim == 2:
-            plain = plain.to_sparse_coo().coalesce()
+            plain = plain.to_sparse().coalesce()
             values = plain.values().double().numpy()
             found = sparse.coo_array((values, plain.indices().numpy()), shape=tuple(plain.shape))
             return found.tocsr(), precision, device

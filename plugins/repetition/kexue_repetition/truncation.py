@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse  # type: ignore[import-untyped]
 
 from kexue.core.errors import ArgumentError
 from kexue_repetition.transitions import Floats, Matrix, Transitions
@@ -81,8 +82,6 @@ def truncate_transitions(
         kept &= before < top_p - 1e-9  # rounding of the sum
         values = _normalised(np.where(kept, values, 0.0), rows, n)
     inner = kept & (columns < n) & (values > 0)
-    from scipy import sparse
-
     found = sparse.csr_array((values[inner], (rows[inner], columns[inner])), shape=(n, n))
     found.sort_indices()
     return decoder.replaced(found)

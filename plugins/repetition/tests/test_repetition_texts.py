@@ -187,7 +187,13 @@ def test_models_of_transformers_are_taken() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=12, n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0, bos_token_id=0
+        vocab_size=12,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        eos_token_id=0,
+        bos_token_id=0,
     )
     model = transformers.GPT2LMHeadModel(config).eval()
     calls = [
@@ -263,7 +269,7 @@ def test_merging_lowers_the_index_and_tokens_may_be_anything() -> None:
     assert ("忐", "忑") in encoding.phrases
     assert index(encoding.encode_all(rows)) < index(rows)
     words = [["=", "a=b", "a", "b", ("t", 1)]] * 9
-    other = pickle.loads(pickle.dumps(RebalancedEncoding(0.1).fit(words)))
+    other = pickle.loads(pickle.dumps(RebalancedEncoding(0.1).fit(words)))  # noqa: S301 -- our own
     assert other.decode(other.encode(words[0])) == words[0]
     assert len(other.encode(words[0])) < 5
     assert "phrases" in repr(other)
@@ -279,7 +285,12 @@ def test_encoding_of_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "argument"),
-    [({"gamma": 0}, "gamma"), ({"gamma": 1}, "gamma"), ({"rounds": 0}, "rounds"), ({"smoothing": -1}, "smoothing")],
+    [
+        ({"gamma": 0}, "gamma"),
+        ({"gamma": 1}, "gamma"),
+        ({"rounds": 0}, "rounds"),
+        ({"smoothing": -1}, "smoothing"),
+    ],
 )
 def test_encoding_rejects(settings: dict[str, float], argument: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{argument}`") as caught:

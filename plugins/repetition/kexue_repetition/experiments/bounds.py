@@ -50,14 +50,14 @@ class _Case(NamedTuple):
         name: Where it is from.
         decoding: What was done to it.
         decoder: The matrix.
-        index: R.
+        found: R.
         bounds: What bounds it.
     """
 
     name: str
     decoding: str
     decoder: Transitions
-    index: RepetitionIndex
+    found: RepetitionIndex
     bounds: Bounds
 
 
@@ -77,11 +77,21 @@ def bounds(context: Context) -> Report:
         _expected(context),
     ]
     columns = ["matrix", "decoding", "tokens", "ζ", "λ₁", "lower, all", "lower, first", "R"]
-    columns += ["upper", "ζ, all", "ζ, first"]
+    columns += ["upper", "ζ sum, all", "ζ sum, first"]
     rows = [
-        [c.name, c.decoding, len(c.decoder), c.bounds.nonzero, c.index.eigenvalue]
-        + [c.bounds.lower_trace, c.bounds.lower_diagonal, c.index.value, c.bounds.upper]
-        + [c.bounds.zeta_trace, c.bounds.zeta_diagonal]
+        [
+            c.name,
+            c.decoding,
+            len(c.decoder),
+            c.bounds.nonzero,
+            c.found.eigenvalue,
+            c.bounds.lower_trace,
+            c.bounds.lower_diagonal,
+            c.found.value,
+            c.bounds.upper,
+            c.bounds.zeta_trace,
+            c.bounds.zeta_diagonal,
+        ]
         for c in trained
     ]
     figure = Figure(
@@ -90,13 +100,13 @@ def bounds(context: Context) -> Report:
         "One point per matrix; what is above the line exceeds R. Grey: counted lower bounds and "
         "the upper bound. Red: the estimates.",
     )
-    notes = [
+    notes = (
         f"{len(cases)} matrices: Dirichlet rows of 2 to 50 tokens and two concentrations, bigrams "
         "of characters and of frequent words of CPython's reference text, and what a recurrent "
         "model of its characters writes; each decoded in four ways, and multiplied by 0.95 (the "
         "end comes with 0.05 everywhere), so that R is finite."
-    ]
-    return Report(claims, [Table("Trained matrices", columns, rows)], [figure], notes)
+    )
+    return Report(claims, [Table("Trained matrices", columns, rows)], [figure], [notes])
 
 
 def _cases(context: Context) -> list[_Case]:
@@ -134,21 +144,21 @@ def _cases(context: Context) -> list[_Case]:
 def _walks(context: Context) -> Claim:
     worst = 0.0
     for seed in context.seeds:
-        p = torch.rand(4, 4, generator=seeded(seed), dtype=torch.float64)
-        p = (p / p.sum(1, keepdim=True)).numpy()
+        drawn = torch.rand(4, 4, generator=seeded(seed), dtype=torch.float64)
+        p = (drawn / drawn.sum(1, keepdim=True)).numpy()
         for k in range(1, 5):
             total = 0.0
             for loop in itertools.product(range(4), repeat=k):
                 way = [*loop, *loop, loop[0]]
-                total += math.prod(p[i, j] for i, j in itertools.pairwise(way))
+                total += math.prod(float(p[i, j]) for i, j in itertools.pairwise(way))
             found = float(np.trace(np.linalg.matrix_power(p * p, k)))
-            worst = max(worst, abs(total - found))
+            worst = max(worst, abs(float(total) - found))
     return Claim(
         "The probabilities of all repeated sub-sequences of k tokens add up to Tr (P ∘ P)ᵏ.",
         f"{POST}, eqs. (3) and (4)",
         f"4 tokens, k up to 4, every sequence enumerated: greatest difference {worst:.1e}.",
         "At most 1e-12.",
-        worst <= 1e-12,
+        bool(worst <= 1e-12),
     )
 
 
@@ -159,12 +169,12 @@ def _closed_form(cases: list[_Case]) -> Claim:
             continue
         s = case.decoder.dense().square()
         found = torch.linalg.eigvals(s)
-        eigenvalues.append(_relative(float((found / (1 - found)).sum().real), case.index.value))
+        eigenvalues.append(_relative(float((found / (1 - found)).sum().real), case.found.value))
         total, power = 0.0, s
         for _ in range(400):
             total += float(power.trace())
             power = power @ s
-        series.append(_relative(total, case.index.value))
+        series.append(_relative(total, case.found.value))
     worst = max(*series, *eigenvalues)
     return Claim(
         "R = Σₖ Tr Sᵏ = Σᵢ λᵢ(S) / (1 − λᵢ(S)).",
@@ -185,13 +195,13 @@ def _are_bounds(cases: list[_Case]) -> Claim:
     wrong = sum(
         not (
             c.bounds.lower_trace <= slack * c.bounds.lower_diagonal
-            and c.bounds.lower_diagonal <= slack * c.index.value
-            and c.index.value <= slack * c.bounds.upper
+            and c.bounds.lower_diagonal <= slack * c.found.value
+            and c.found.value <= slack * c.bounds.upper
         )
         for c in cases
     )
     tight = [c for c in cases if c.decoding == "greedy"]
-    gap = max(_relative(c.bounds.lower_diagonal, c.index.value) for c in tight)
+    gap = max(_relative(c.bounds.lower_diagonal, c.found.value) for c in tight)
     return Claim(
         "With the non-zero loops counted, Σₖ (Tr Pᵏ)²/Nₖ ≤ Σₖ Σᵢ ((Pᵏ)ᵢᵢ)²/Nₖᵢ ≤ R ≤ "
         "nλ₁/(1 − λ₁); greedy decoding reaches the second.",
@@ -206,7 +216,7 @@ def _are_bounds(cases: list[_Case]) -> Claim:
 def _rows(cases: list[_Case]) -> Claim:
     wrong = sum(
         not c.bounds.row_bounds[0] * (1 - 1e-9)
-        <= c.index.eigenvalue
+        <= c.found.eigenvalue
         <= c.bounds.row_bounds[1] * (1 + 1e-9)
         for c in cases
     )
@@ -222,7 +232,7 @@ def _rows(cases: list[_Case]) -> Claim:
 def _even(cases: list[_Case]) -> Claim:
     # without the end, rows add up to 1
     products = [
-        len(c.decoder) * c.index.eigenvalue / 0.95**2
+        len(c.decoder) * c.found.eigenvalue / 0.95**2
         for c in cases
         if c.name == "random" and c.decoding == "full"
     ]
@@ -240,7 +250,7 @@ def _even(cases: list[_Case]) -> Claim:
 
 def _estimates_bound(cases: list[_Case]) -> Claim:
     above = {
-        name: sum(getattr(c.bounds, name) > c.index.value * (1 + 1e-6) for c in cases)
+        name: sum(getattr(c.bounds, name) > c.found.value * (1 + 1e-6) for c in cases)
         for name in ("zeta_trace", "zeta_diagonal")
     }
     return Claim(
@@ -258,9 +268,9 @@ def _estimates(cases: list[_Case]) -> Claim:
     for number, name in ((8, "zeta_trace"), (11, "zeta_diagonal")):
         near = {
             d: [
-                0.5 <= getattr(c.bounds, name) / c.index.value <= 2
+                0.5 <= getattr(c.bounds, name) / c.found.value <= 2
                 for c in cases
-                if c.decoding == d and c.index.value > 0
+                if c.decoding == d and c.found.value > 0
             ]
             for d in _DECODINGS
         }
@@ -279,9 +289,9 @@ def _estimates(cases: list[_Case]) -> Claim:
 
 def _first_term(cases: list[_Case]) -> Claim:
     shares = [
-        c.index.eigenvalue / (1 - c.index.eigenvalue) / c.index.value
+        c.found.eigenvalue / (1 - c.found.eigenvalue) / c.found.value
         for c in cases
-        if c.index.value > 0
+        if c.found.value > 0
     ]
     under = int(sum(share <= 0.5 for share in shares))
     return Claim(
@@ -318,8 +328,8 @@ def _expected(context: Context) -> Claim:
         "R is about what is written: its parts by token, weighed with how often tokens occur, are "
         "the expected number of repeated sub-sequences.",
         f"{POST}, “二元解码”",
-        f"{walks} texts of {LENGTH} characters: {expected:.4f} expected in each, {spread(found, 4)} "
-        f"counted; {off:.1f} standard errors apart at most.",
+        f"{walks} texts of {LENGTH} characters: {expected:.4f} expected in each, counted "
+        f"{spread(found, 4)}; {off:.1f} standard errors apart at most.",
         "At most 4 standard errors, on every seed.",
         off <= 4,
     )
@@ -328,8 +338,8 @@ def _expected(context: Context) -> Claim:
 def _plot(cases: list[_Case], figure: Canvas) -> None:
     figure.set_size_inches(10, 4.2)
     ours, theirs = figure.subplots(1, 2, sharey=True)
-    kept = [c for c in cases if c.index.value > 1e-6]
-    r = np.array([c.index.value for c in kept])
+    kept = [c for c in cases if c.found.value > 1e-6]
+    r = np.array([c.found.value for c in kept])
     series = [
         (ours, "upper", "upper bound", "#888a85", "^"),
         (ours, "lower_trace", "lower bound, all loops", "#3465a4", "v"),

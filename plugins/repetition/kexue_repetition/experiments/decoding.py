@@ -1,4 +1,4 @@
-"""Which decoding repeats itself: of a bigram decoder, and of a model that sees all that it wrote."""
+"""Which decoding repeats itself: a bigram decoder's, and that of a model that sees more."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def decoding(context: Context) -> Report:
         partial(_plot, walked, written),
         "Mean and extremes over three seeds.",
     )
-    notes = [
+    notes = (
         f"Texts of {LENGTH} characters: 150 walks of the bigram decoder of CPython's reference "
         "text; continuations of held-out beginnings by a GRU of its characters, trained for some "
         "seconds, the end token left out. Greedy decoding of the bigram never leaves its loop: R "
         "is infinite."
-    ]
-    return Report(claims, [Table("By decoding", columns, rows)], [figure], notes)
+    )
+    return Report(claims, [Table("By decoding", columns, rows)], [figure], [notes])
 
 
 def _of_models(context: Context) -> Measured:
@@ -136,9 +136,7 @@ def _ordered(found: Measured, of: str, names: list[str]) -> Claim:
 
 def _less(walked: Measured, written: Measured) -> Claim:
     names = list(_DECODINGS)
-    holds = all(
-        w < b for n in names for w, b in zip(written[n], walked[n], strict=True)
-    )
+    holds = all(w < b for n in names for w, b in zip(written[n], walked[n], strict=True))
     parts = [f"{n} {_mean(written[n]):.3f} against {_mean(walked[n]):.3f}" for n in names]
     return Claim(
         "A model that sees all that it wrote repeats itself less than a bigram decoder, whatever "

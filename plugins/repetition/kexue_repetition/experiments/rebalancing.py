@@ -33,7 +33,7 @@ class _Encoded(NamedTuple):
     Args:
         phrases: How many phrases were added.
         tokens: Size of the vocabulary.
-        index: R.
+        value: R.
         eigenvalue: λ₁.
         repeated: seq-rep-4 of the characters that are written, by decoding and seed.
         in_units: The same of the units.
@@ -41,7 +41,7 @@ class _Encoded(NamedTuple):
 
     phrases: int
     tokens: int
-    index: float
+    value: float
     eigenvalue: float
     repeated: dict[str, list[float]]
     in_units: dict[str, list[float]]
@@ -67,19 +67,29 @@ def rebalancing(context: Context) -> Report:
     names = [f"γ = {gamma}" for gamma in gammas if gamma <= 0.5]
     plain = found["characters"]
     claims = [
-        _falls(plain, merged, names, "index", "R"),
+        _falls(plain, merged, names, "value", "R"),
         _falls(plain, merged, names, "eigenvalue", "λ₁"),
         *(_less_repeated(plain, merged, names, d, "units") for d in ("full", "top-5", "top-2")),
-        *(_less_repeated(plain, merged, names, d, "characters") for d in ("full", "top-5", "top-2")),
+        *(
+            _less_repeated(plain, merged, names, d, "characters")
+            for d in ("full", "top-5", "top-2")
+        ),
         *(_words(plain, repeated, d) for d in ("full", "top-5", "top-2", "greedy")),
     ]
-    columns = ["units", "phrases", "vocabulary", "R", "λ₁", *(f"seq-rep-4, {d}" for d in _DECODINGS)]
+    columns = [
+        "units",
+        "phrases",
+        "vocabulary",
+        "R",
+        "λ₁",
+        *(f"seq-rep-4, {d}" for d in _DECODINGS),
+    ]
     rows: list[list[Any]] = [
-        [n, e.phrases, e.tokens, e.index, e.eigenvalue, *(spread(v) for v in e.repeated.values())]
+        [n, e.phrases, e.tokens, e.value, e.eigenvalue, *(spread(v) for v in e.repeated.values())]
         for n, e in found.items()
     ]
     rows += [
-        [f"{n}, 4-grams of units", e.phrases, e.tokens, e.index, e.eigenvalue]
+        [f"{n}, 4-grams of units", e.phrases, e.tokens, e.value, e.eigenvalue]
         + [spread(v) for v in e.in_units.values()]
         for n, e in found.items()
     ]
@@ -90,12 +100,12 @@ def rebalancing(context: Context) -> Report:
         partial(_plot, everything),
         "Bigram decoders of the same text in larger and larger units.",
     )
-    notes = [
+    notes = (
         f"Repetition of characters is measured in the first {LENGTH} of 150 texts, whatever the "
         f"units are; that of units in {LENGTH} units. R and λ₁ are about units: those of different "
         "vocabularies count different loops."
-    ]
-    return Report(claims, [Table("By unit", columns, rows)], [figure], notes)
+    )
+    return Report(claims, [Table("By unit", columns, rows)], [figure], [notes])
 
 
 def _encoded(context: Context, texts: list[Any], phrases: int = 0) -> _Encoded:
@@ -119,7 +129,9 @@ def _written(
     )
 
 
-def _falls(plain: _Encoded, merged: list[_Encoded], names: list[str], what: str, sign: str) -> Claim:
+def _falls(
+    plain: _Encoded, merged: list[_Encoded], names: list[str], what: str, sign: str
+) -> Claim:
     values = [getattr(each, what) for each in merged]
     shown = "; ".join(f"{n} {v:.3f}" for n, v in zip(names, values, strict=True))
     return Claim(
