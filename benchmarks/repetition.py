@@ -1,7 +1,7 @@
 """The index of repetition and statistics of texts beside numpy and plain Python.
 
-Peers: for R, the eigenvalues of a dense S by ``numpy.linalg.eigvals``, which is how its formula reads;
-for seq-rep-n, sets of tuples row by row; for the longest repeated block, the table of common
+Peers: for R, the eigenvalues of a dense S by ``numpy.linalg.eigvals``, as its formula reads; for
+seq-rep-n, sets of tuples row by row; for the longest repeated block, the table of common
 suffixes, row by row of the table with numpy (O(N²)); for encoding, a loop that tries the longest
 phrase at each token. All results are compared before the clock starts.
 
@@ -12,6 +12,7 @@ that do not parallelise. Statistics need one sort of the tokens per length of n-
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -145,3 +146,8 @@ def _loop(
             place += size
         found.append(pieces)
     return found
+
+
+if __name__ == "__main__":
+    for row in rows(quick="--quick" in sys.argv):
+        print(row)

@@ -82,15 +82,16 @@ def worst_pairs(
         rows.append(places[one])
         columns.append(places[other])
         drops.append(drop)
-    i, j, drop = (np.concatenate(each) for each in (rows, columns, drops))
-    order = np.lexsort((j, i, -drop))[:num_pairs]
+    i, j = np.concatenate(rows), np.concatenate(columns)
+    fall: Floats = np.concatenate(drops)
+    order = np.lexsort((j, i, -fall))[:num_pairs]
     i, j = i[order], j[order]
     inflow = np.asarray(decoder.matrix.sum(axis=0)).ravel()
     probability = np.asarray(decoder.matrix[i, j]).ravel() if len(i) else np.zeros(0)
     return WorstPairs(
         torch.from_numpy(np.stack([i, j], axis=1).astype(np.int64)),
         torch.from_numpy(probability.astype(np.float64)),
-        torch.from_numpy(drop[order]),
+        torch.from_numpy(fall[order]),
         torch.from_numpy(inflow[j]),
     )
 
