@@ -96,7 +96,8 @@ def test_the_counted_bound_is_the_index_of_greedy_decoding(seed: int) -> None:
 
 def test_bounds_of_uniform_rows_meet() -> None:
     n = 16
-    index, bounds = (f(torch.full((n, n), 1 / n)) for f in (repetition_index, repetition_bounds))
+    even = torch.full((n, n), 1 / n)
+    index, bounds = repetition_index(even), repetition_bounds(even)
     assert index.eigenvalue == pytest.approx(1 / n)
     assert bounds.row_bounds == pytest.approx((1 / n, 1 / n))
     assert index.value == pytest.approx(1 / (n - 1))

@@ -39,11 +39,12 @@ def test_keeps_the_contract(check: Callable[[], None]) -> None:
 
 
 def test_manifest_names_what_exists() -> None:
-    for record in (
+    records: tuple[Any, ...] = (
         *kexue_repetition.kexue_components(),
         *kexue_repetition.kexue_interfaces(),
         *kexue_repetition.kexue_experiments(),
-    ):
+    )
+    for record in records:
         assert callable(load_target(record.target))
     (kind,) = kexue_repetition.kexue_interfaces()
     assert registry.interface("analyzer") == kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -103,10 +104,10 @@ def test_statistics_of_nothing() -> None:
     "wrong",
     [torch.zeros(3), torch.zeros(2, 2), torch.tensor([[-2, 1]]), torch.tensor([[1, -1, 1]]), "ab"],
 )
-def test_ids_that_are_none_are_refused(wrong: object) -> None:
+def test_ids_that_are_none_are_refused(wrong: Any) -> None:
     for function in (repeated_ngrams, repeated_tokens, longest_repeat, immediate_repeats):
         with pytest.raises(ArgumentError, match="`ids` must be") as caught:
-            function(wrong)  # type: ignore[operator]
+            function(wrong)
         assert caught.value.argument == "ids"
 
 
@@ -217,7 +218,8 @@ def test_models_of_transformers_are_taken() -> None:
 
 
 def greedy_pieces(tokens: Sequence[object], phrases: Sequence[tuple[object, ...]]) -> list[object]:
-    found, place = [], 0
+    found: list[object] = []
+    place = 0
     while place < len(tokens):
         fits = [p for p in phrases if tuple(tokens[place : place + len(p)]) == p]
         piece = max(fits, key=len, default=(tokens[place],))
@@ -263,7 +265,7 @@ def test_merging_lowers_the_index_and_tokens_may_be_anything() -> None:
     rows = ["忐忑不安的心情", "忐忑的心忐忑的心忐忑的心", "他忐忑地说"] * 3
 
     def index(texts: Sequence[Sequence[object]]) -> float:
-        return repetition_index(estimate_transitions(numbered(texts)[0])).value  # type: ignore[arg-type]
+        return repetition_index(estimate_transitions(numbered(texts)[0])).value
 
     encoding = RebalancedEncoding(0.5).fit(rows)
     assert ("忐", "忑") in encoding.phrases
