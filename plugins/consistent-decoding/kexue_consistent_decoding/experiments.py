@@ -35,7 +35,6 @@ _PAIRS = (
     ("nucleus 0.2", "consistent nucleus 0.2"),
     ("nucleus 0.4", "consistent nucleus 0.4"),
     ("top-2", "consistent top-2"),
-    ("top-4", "consistent top-4"),
 )
 _SAMPLERS = {
     "ancestral": Ancestral(),
@@ -45,8 +44,6 @@ _SAMPLERS = {
     "consistent nucleus 0.4": ConsistentNucleus(0.4),
     "top-2": Ancestral(top_k=2),
     "consistent top-2": ConsistentTopK(2),
-    "top-4": Ancestral(top_k=4),
-    "consistent top-4": ConsistentTopK(4),
 }
 
 
@@ -304,7 +301,7 @@ def _measure(network: Network, epsilon: float, seed: int, plain: float) -> _Meas
     greedy = generate(scorer, given, max_new_tokens=room, choose=best)
     low = min(float((x.exp() - (1 - (1 - epsilon) ** (n + 1))).min()) for n, x in enumerate(met))
     longest = int(_used(greedy).argmax())
-    some = given[:20]
+    some = given[:10]
     beam = beam_search(scorer, some, width=_WIDTH, max_new_tokens=room + _WIDTH)
     difference, total, p_end = _both_ways(model, epsilon, given[longest], greedy, longest)
     price = _terminating_price(network, model, epsilon) - plain

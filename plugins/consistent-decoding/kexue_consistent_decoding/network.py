@@ -59,17 +59,17 @@ def _network(context: Context, seed: int) -> Network:
         torch.manual_seed(seed)
         model = CharacterModel(alphabet, cell="rnn", width=_WIDTH).to(context.device)
     model.fit(
-        train, epochs=context.pick(2, 1), batch_size=64, lr=5e-3, seed=seed,
+        train, epochs=context.pick(2, 1), batch_size=128, lr=8e-3, seed=seed,
         progress=context.progress,
     )  # fmt: skip
     model.eval().requires_grad_(requires_grad=False)
-    count = context.pick(100, 20)
+    count = context.pick(60, 15)
     order = torch.randperm(len(unseen), generator=make_generator(seed)).tolist()
     prompts = [model.vocabulary.encode(unseen[i][:CONTEXT]) for i in order[:count]]
     return Network(
         model,
-        _batch(context, model, unseen[:400]),
-        _batch(context, model, train[: context.pick(2000, 800)]),
+        _batch(context, model, unseen[:300]),
+        _batch(context, model, train[: context.pick(1000, 400)]),
         torch.tensor(prompts, device=context.device),
     )
 
@@ -78,9 +78,7 @@ def _batch(context: Context, model: CharacterModel, lines: list[str]) -> dict[st
     return {name: ids.to(context.device) for name, ids in model.collate(lines).items()}
 
 
-def with_end_row(
-    network: Network, epsilon: float, seed: int, *, steps: int = 150
-) -> CharacterModel:
+def with_end_row(network: Network, epsilon: float, seed: int, *, steps: int = 80) -> CharacterModel:
     """Return the network with the end token's row fitted anew, to the self-terminating loss.
 
     Nothing else changes. Behind the layer a token is an end or another; of what kind the other is,
@@ -101,11 +99,11 @@ def with_end_row(
     row = torch.zeros(hidden.shape[-1], device=ids.device, requires_grad=True)
     bias = torch.full((), 4.0, device=ids.device, requires_grad=True)
     loss = SelfTerminatingLoss(0, epsilon=epsilon, context_len=CONTEXT, reduction="token_mean")
-    optimizer = torch.optim.Adam([row, bias], lr=0.05)
+    optimizer = torch.optim.Adam([row, bias], lr=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     order = make_generator(seed)
     for _ in range(steps):
-        some = torch.randint(len(ids), (256,), generator=order).to(ids.device)
+        some = torch.randint(len(ids), (128,), generator=order).to(ids.device)
         z = hidden[some] @ row + bias
         optimizer.zero_grad()
         loss(torch.stack([z, torch.zeros_like(z)], -1), is_other[some]).backward()

@@ -69,9 +69,10 @@ def test_one_beam_is_greedy_search() -> None:
     greedy = Greedy(eos_id=0).decode(model, prompt, max_new_tokens=9)
     assert one.tolist() == greedy.tolist()
     torch.testing.assert_close(one.scores, greedy.scores)
-    assert one.tolist() == Ancestral(top_k=1, eos_id=0).generate(
-        model, prompt, max_new_tokens=9
-    ).tolist()
+    assert (
+        one.tolist()
+        == Ancestral(top_k=1, eos_id=0).generate(model, prompt, max_new_tokens=9).tolist()
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,8 +95,10 @@ def test_every_search_ends_within_the_bound(
     assert found.sequences.shape[1] <= bound
     assert bool(found.ended.all()) if found.ended is not None else False
     greedy = generate(scorer, prompt, max_new_tokens=5 * bound)
-    assert greedy.sequences.shape[1] <= scorer.steps_to_end == steps_to_end(
-        epsilon, num_ends=len(ends)
+    assert (
+        greedy.sequences.shape[1]
+        <= scorer.steps_to_end
+        == steps_to_end(epsilon, num_ends=len(ends))
     )
     assert non_termination_ratio(greedy) == 0
 
