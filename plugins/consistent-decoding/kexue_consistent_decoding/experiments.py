@@ -57,7 +57,7 @@ class _Met:
         self.end = int(network.model.eos_id or 0)
         self.least = math.inf
 
-    def __call__(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, logits: Tensor, generator: Any = None) -> Tensor:
         at = float(logits.double().log_softmax(-1)[:, self.end].min())
         self.least = min(self.least, at)
         return Ancestral()(logits, generator)

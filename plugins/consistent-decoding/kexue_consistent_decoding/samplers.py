@@ -126,10 +126,10 @@ class TextSampler(Sampler):
             ArgumentError: If ``target`` is not of that shape.
         """
         if not isinstance(target, Tensor) or target.ndim != 1 or not target.is_floating_point():
-            found = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
+            given = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
             raise ArgumentError(
                 f"`target` of {type(self).__name__} must be logits of shape [token]. "
-                f"Found {found}. For texts of a language model call `generate`.",
+                f"Found {given}. For texts of a language model call `generate`.",
                 argument="target",
             )
         wide = target.to(widest_float(target.device))
