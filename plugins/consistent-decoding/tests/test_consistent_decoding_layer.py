@@ -261,9 +261,9 @@ def test_rejects_ends_that_the_model_lacks() -> None:
         SelfTerminatingLayer(3)(torch.zeros(1, 1, 3))
     with pytest.raises(ArgumentError, match="not all of them"):
         self_terminating(torch.zeros(1, 2), eos_id=[0, 1])
-    with pytest.raises(ArgumentError, match="`target` .* below 3"):
+    with pytest.raises(ArgumentError, match=r"`target` .* below 3"):
         SelfTerminatingLoss(0)(torch.zeros(1, 1, 3), torch.tensor([[3]]))
-    with pytest.raises(ArgumentError, match="`target` .* shape"):
+    with pytest.raises(ArgumentError, match=r"`target` .* shape"):
         SelfTerminatingLoss(0)(torch.zeros(1, 2, 3), torch.tensor([[1]]))
 
 

@@ -144,9 +144,10 @@ def test_a_transformers_folder_will_do(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     vocabulary = {"<end>": 0, "a": 1, "b": 2, "c": 3}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<end>"))
+    end = "<end>"
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=end))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=end)
     fast.save_pretrained(tmp_path)
     config = transformers.GPT2Config(
         vocab_size=4, n_positions=32, n_embd=8, n_layer=1, n_head=1, eos_token_id=0, bos_token_id=0
@@ -195,5 +196,5 @@ def test_ids_are_continued_by_a_function(tmp_path: Path) -> None:
     assert result.arrays["sequences"].tolist() == [[3, 4], [4, 0]]
     assert result.summary["terminated"] == 0.5
     np.save(tmp_path / "prompt.npy", np.array([[0.5]]))
-    with pytest.raises(ArgumentError, match="`prompt` in .* must be token ids"):
+    with pytest.raises(ArgumentError, match=r"`prompt` in .* must be token ids"):
         execute(registry, request)

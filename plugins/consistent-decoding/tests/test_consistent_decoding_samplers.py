@@ -220,6 +220,8 @@ def tiny_gpt2(transformers: Any) -> Any:
     return model
 
 
+ONE = torch.ones(1, 1, dtype=torch.long)
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -237,8 +239,8 @@ def tiny_gpt2(transformers: Any) -> Any:
         (lambda: ConsistentTopK(2)(torch.zeros(1, 3)), "eos_id"),
         (lambda: ConsistentTopK(2, eos_id=3)(torch.zeros(1, 3)), "eos_id"),
         (lambda: Ancestral().sample(torch.zeros(2, 3), 1), "target"),
-        (lambda: ConsistentTopK(2).generate(reluctant, torch.ones(1, 1).long()), "eos_id"),
-        (lambda: Ancestral().generate(reluctant, torch.ones(1, 1).long(), num_samples=0), "num_samples"),
+        (lambda: ConsistentTopK(2).generate(reluctant, ONE), "eos_id"),
+        (lambda: Ancestral().generate(reluctant, ONE, num_samples=0), "num_samples"),
         (lambda: Ancestral().generate(reluctant, torch.ones(1, 0).long()), "prompt"),
     ],
 )  # fmt: skip
