@@ -99,7 +99,8 @@ def _searches(pairs: int, new: int) -> Iterator[Row]:
         vocab_size=5000, n_positions=256, n_embd=128, n_layer=2, n_head=4,
         eos_token_id=0, bos_token_id=0,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config).eval()
+    model: Any = transformers.GPT2LMHeadModel(config)
+    model.eval()
     prompt = torch.randint(1, 5000, (8, 10), generator=torch.Generator().manual_seed(2))
     given: dict[str, Any] = {
         "attention_mask": torch.ones_like(prompt),

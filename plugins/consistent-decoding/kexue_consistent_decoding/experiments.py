@@ -278,8 +278,8 @@ def self_termination(context: Context) -> Report:
         notes=[
             (
                 "The networks are those of `termination`, frozen; only the end token's row of the "
-                "output layer is fitted anew, to the self-terminating loss. The price is an upper "
-                "bound of that of a network that is trained with the layer from the start."
+                "output layer is fitted anew, to the self-terminating loss. The price of "
+                "training a network with the layer from the start may be another."
             )
         ],
     )
@@ -404,7 +404,7 @@ def _cheap(found: dict[float, list[_Measured]], plain: Sequence[float]) -> Claim
     )
     least = min(found)
     return Claim(
-        "The self-terminating layer costs little likelihood.",
+        "On a frozen network the self-terminating layer costs little likelihood.",
         f"{_PAPER}, section 6.2",
         f"nats per character beyond the {spread(plain)} of the softmax: {shown}.",
         f"At most 0.05 at ε = {least:g}, on average.",
