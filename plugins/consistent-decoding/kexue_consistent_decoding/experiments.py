@@ -65,7 +65,7 @@ class _Met:
 
 def termination(context: Context) -> Report:
     """Measure which decoding algorithms end on a trained network."""
-    longest = context.pick(600, 200)
+    longest = context.pick(600, 150)
     found: dict[str, list[DecodeResult]] = {}
     floors, least = [], []
     with context.progress.task("decoding", 3 * (len(_SAMPLERS) + 1)) as task:

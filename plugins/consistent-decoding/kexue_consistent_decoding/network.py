@@ -53,7 +53,7 @@ def _network(context: Context, seed: int) -> Network:
     lines = text()
     train = [line for line in lines.train if len(line) > CONTEXT]
     unseen = [line for line in lines.test + lines.valid if len(line) > CONTEXT]
-    train = train[:: context.pick(1, 3)]
+    train = train[:: context.pick(1, 6)]
     alphabet = "".join(sorted({c for line in train for c in line}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -69,7 +69,7 @@ def _network(context: Context, seed: int) -> Network:
     return Network(
         model,
         _batch(context, model, unseen[:300]),
-        _batch(context, model, train[: context.pick(1000, 400)]),
+        _batch(context, model, train[: context.pick(1000, 300)]),
         torch.tensor(prompts, device=context.device),
     )
 
