@@ -244,7 +244,9 @@ def self_termination(context: Context) -> Report:
         for seed, network in networks(context).items():
             plain.append(_plain_price(network))
             for epsilon in grid:
-                found[epsilon].append(_measure(network, epsilon, seed, plain[-1]))
+                found[epsilon].append(
+                    _measure(network, epsilon, seed, plain[-1], context.pick(80, 25))
+                )
                 task.advance()
     claims = [
         *(_bounded(found, epsilon, 1) for epsilon in grid),
@@ -285,8 +287,10 @@ def self_termination(context: Context) -> Report:
     )
 
 
-def _measure(network: Network, epsilon: float, seed: int, plain: float) -> _Measured:
-    model = with_end_row(network, epsilon, seed)
+def _measure(  # noqa: PLR0917
+    network: Network, epsilon: float, seed: int, plain: float, steps: int
+) -> _Measured:
+    model = with_end_row(network, epsilon, seed, steps=steps)
     scorer = SelfTerminating(model, epsilon=epsilon)
     end = int(model.eos_id or 0)
     given = network.prompts
