@@ -287,9 +287,7 @@ def self_termination(context: Context) -> Report:
     )
 
 
-def _measure(  # noqa: PLR0917
-    network: Network, epsilon: float, seed: int, plain: float, steps: int
-) -> _Measured:
+def _measure(network: Network, epsilon: float, seed: int, plain: float, steps: int) -> _Measured:
     model = with_end_row(network, epsilon, seed, steps=steps)
     scorer = SelfTerminating(model, epsilon=epsilon)
     end = int(model.eos_id or 0)
