@@ -73,6 +73,7 @@ class CharacterModel(_OfCharacters, NextTokenScorer):
     """
 
     form: ClassVar[str] = "causal"
+    eos_id: int
 
     def __init__(
         self,
@@ -175,6 +176,7 @@ class CharacterSeq2Seq(_OfCharacters, NextTokenScorer):
     """
 
     form: ClassVar[str] = "seq2seq"
+    eos_id: int
 
     def __init__(self, alphabet: str, *, width: int = 96, dropout: float = 0.0) -> None:
         super().__init__(alphabet, width=width, dropout=dropout)

@@ -33,8 +33,8 @@ class NextTokenScorer(ABC):
     :meth:`select`: only what they return may be used.
     """
 
-    eos_id: int | None = None
-    """The model's own end token, if it has one."""
+    eos_id: int | tuple[int, ...] | None = None
+    """The model's own end token, or several, if it has any."""
 
     max_length: int | None = None
     """Tokens that it can read, prompt included; None for any number."""

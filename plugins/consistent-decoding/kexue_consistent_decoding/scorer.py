@@ -60,9 +60,7 @@ class SelfTerminating(NextTokenScorer):
             )
         self.epsilon = epsilon
         self.end_ids = as_end_ids("SelfTerminating", given)
-        # search takes several, too
-        ends: Any = self.end_ids[0] if len(self.end_ids) == 1 else self.end_ids
-        self.eos_id = ends
+        self.eos_id = self.end_ids[0] if len(self.end_ids) == 1 else self.end_ids
         self.max_length = self.scorer.max_length
 
     @property

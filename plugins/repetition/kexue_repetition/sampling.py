@@ -78,6 +78,7 @@ def model_transitions(
             raise ArgumentError(f"`{name}` must be at least 1. Found {value}.", argument=name)
     scorer = next_token_scorer(model)
     end = eos_id if eos_id is not None else scorer.eos_id
+    ends = torch.tensor([] if end is None else end, dtype=torch.long, device=prompt.device)
     size = 0
 
     def choose(logits: Tensor, source: Any) -> Tensor:
@@ -106,9 +107,8 @@ def model_transitions(
     ids = torch.full((len(repeated), longest), PAD, device=prompt.device)
     for number, part in enumerate(parts):
         ids[number * rows_at_once :][: len(part), : part.shape[1]] = part
-    if end is not None:
-        ids = ids.masked_fill((ids == end).cumsum(1) > 0, PAD)
-        ids = ids[:, : int((ids != PAD).sum(1).max()) if len(ids) else 0]
+    ids = ids.masked_fill(torch.isin(ids, ends).cumsum(1) > 0, PAD)
+    ids = ids[:, : int((ids != PAD).sum(1).max()) if len(ids) else 0]
     stops: Any = torch.cat([e for e in ended if e is not None]) if ended else torch.zeros(0)
     transitions = estimate_transitions(
         ids, num_tokens=max(size, 1), ended=stops.bool(), unseen=unseen
