@@ -1,0 +1,235 @@
+"""The task of the experiments: words of real text, restored where letters are hidden."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kexue.core import Context
+from kexue.core.device import make_generator
+from kexue.core.interfaces.decoder import DecodeResult
+from kexue.core.lab.data import text
+from kexue.core.language import pad_ids
+from kexue_bidirectional_decoding.model import BidirectionalSeq2Seq
+from kexue_bidirectional_decoding.search import bidirectional_beam_search
+from kexue_bidirectional_decoding.targets import (
+    BidirectionalTargets,
+    bidirectional_cross_entropy,
+    make_bidirectional,
+)
+
+__all__ = ["HIDDEN", "Restored", "Words", "restore", "vocabulary_of_text"]
+
+HIDDEN = 0.45
+"""Share of the letters that are hidden."""
+
+Interaction = Literal["mask", "post", "none"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words as ids, and which letters of the held-out ones are hidden.
+
+    Args:
+        alphabet: The letters.
+        train: Ids of the words to fit to, padded, and the mask of real letters.
+        test: The same of those that are held out.
+        hidden: Which letters of the held-out words are hidden.
+    """
+
+    alphabet: str
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    hidden: Tensor
+
+
+def vocabulary_of_text() -> list[str]:
+    """Return the words of 7 to 12 letters of CPython's reference text, each once, in order."""
+    split = text()
+    lines = " ".join([*split.train, *split.valid, *split.test])
+    found = {word.lower() for word in re.findall(r"[A-Za-z]+", lines)}
+    return sorted(word for word in found if 7 <= len(word) <= 12)
+
+
+def hold_out(words: Sequence[str], seed: int, *, most: int, device: torch.device) -> Words:
+    """Hold some 15 % of the words out, and hide letters of these.
+
+    Args:
+        words: All words.
+        seed: Decides which are held out, and which letters are hidden.
+        most: How many to hold out at most.
+        device: Where.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(words), generator=generator).tolist()
+    held = max(1, round(0.15 * len(words)))
+    alphabet = "".join(sorted({c for word in words for c in word}))
+    known = BidirectionalSeq2Seq(alphabet, width=2, heads=1).vocabulary
+    test = pad_ids([known.encode(words[i]) for i in order[:held][:most]])
+    train = pad_ids([known.encode(words[i]) for i in order[held:]])
+    hidden = (torch.rand(test[0].shape, generator=generator) < HIDDEN) & test[1]
+    return Words(
+        alphabet,
+        (train[0].to(device), train[1].to(device)),
+        (test[0].to(device), test[1].to(device)),
+        hidden.to(device),
+    )
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a model makes of held-out words.
+
+    Args:
+        training: Nats per letter in the last pass over the words it was fitted to.
+        held_out: The same of held-out words, given the letters before.
+        left: Shares of letters and words that are right, written from the left.
+        right: The same from the right.
+        chosen: Share of words that are right where the better-scored direction is taken.
+        from_right: Share of words for which that is the one from the right.
+        parameters: Of the model.
+    """
+
+    training: float
+    held_out: float
+    left: Shares
+    right: Shares
+    chosen: float
+    from_right: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares that are right.
+
+    Args:
+        first: Of the first four letters.
+        last: Of the last four, counted from the end.
+        letters: Of all letters, counted from the start.
+        words: Of words.
+    """
+
+    first: float
+    last: float
+    letters: float
+    words: float
+
+
+def restore(
+    context: Context,
+    words: Words,
+    interaction: Interaction,
+    *,
+    seed: int,
+    epochs: int,
+    width: int,
+) -> Restored:
+    """Fit a model to words with hidden letters, and restore those that are held out.
+
+    Args:
+        context: Of the experiment.
+        words: The words.
+        interaction: What the decoders know of each other.
+        seed: Of weights, order and hidden letters; the same for all models of a comparison.
+        epochs: Passes over the words.
+        width: Of the model.
+    """
+    torch.manual_seed(seed)
+    model = BidirectionalSeq2Seq(
+        words.alphabet, width=width, heads=4, interaction=interaction, dropout=0.1
+    ).to(context.device)
+    training = _fit(context, model, words, seed, epochs)
+    return _measured(model.eval(), words, training)
+
+
+def _fit(
+    context: Context, model: BidirectionalSeq2Seq, words: Words, seed: int, epochs: int
+) -> float:
+    ids, mask = words.train
+    size, batch = len(ids), 64
+    steps = epochs * -(-size // batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    generator = make_generator(seed, context.device)
+    losses: list[float] = []
+    with context.progress.task(f"{model.interaction}, seed {seed}", epochs) as task:
+        for _ in range(epochs):
+            order = torch.randperm(size, generator=generator, device=ids.device)
+            hidden = torch.rand(ids.shape, generator=generator, device=ids.device) < HIDDEN
+            losses = []
+            for rows in order.split(batch):
+                loss = _loss(model, ids[rows], mask[rows], hidden[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+            task.advance()
+    return fmean(losses)
+
+
+def _loss(model: BidirectionalSeq2Seq, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+    marks = {"start_id": model.start_id, "end_id": model.end_id}
+    targets: BidirectionalTargets = make_bidirectional(ids, mask, **marks)
+    source = ids.masked_fill(hidden, model.vocabulary.mask_id)
+    # Words of the batch are padded to the longest of all: cut off what none of them has.
+    time = int(targets.lengths.max())
+    left, right = model(
+        source[:, :time], mask[:, :time], targets.left_in, targets.right_in, targets.lengths
+    )
+    return bidirectional_cross_entropy(left, right, targets)
+
+
+@torch.no_grad()
+def _measured(model: BidirectionalSeq2Seq, words: Words, training: float) -> Restored:
+    ids, mask = words.test
+    source = ids.masked_fill(words.hidden, model.vocabulary.mask_id)
+    found = bidirectional_beam_search(
+        model,
+        source,
+        mask=mask,
+        lengths=mask.sum(1),
+        width=3,
+        max_new_tokens=ids.shape[1] + 4,
+        both=True,
+    )
+    wanted = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    ends = {model.start_id, model.end_id}
+
+    def letters(side: DecodeResult) -> list[list[int]]:
+        return [[i for i in row if i not in ends] for row in side.tolist()]
+
+    if found.left is None or found.right is None or found.from_right is None:
+        raise AssertionError
+    chosen = [a == b for a, b in zip(letters(found), wanted, strict=True)]
+    return Restored(
+        training,
+        float(_loss(model, ids, mask, words.hidden)),
+        _shares(letters(found.left), wanted),
+        _shares(letters(found.right), wanted),
+        fmean(chosen),
+        float(found.from_right.float().mean()),
+        sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _shares(found: list[list[int]], wanted: list[list[int]]) -> Shares:
+    pairs = list(zip(found, wanted, strict=True))
+
+    def right(a: list[int], b: list[int], count: int) -> float:
+        return sum(x == y for x, y in zip(a[:count], b[:count], strict=False)) / count
+
+    return Shares(
+        fmean(right(a, b, 4) for a, b in pairs),
+        fmean(right(a[::-1], b[::-1], 4) for a, b in pairs),
+        fmean(right(a, b, len(b)) for a, b in pairs),
+        fmean(a == b for a, b in pairs),
+    )
