@@ -94,7 +94,7 @@ def fit(
 
 def _pairs(path: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(read_lines(path), 1):
-        source, tab, target = (part.strip() for part in line.partition("\t"))
+        source, target = (part.strip() for part in line.partition("\t")[::2])
         if not line.strip():
             continue
         if not (source and target) or "\t" in target:

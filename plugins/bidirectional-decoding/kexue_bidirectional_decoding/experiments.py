@@ -70,10 +70,15 @@ def words(context: Context) -> Report:
             ),
         ],
         [
-            f"{len(known)} words of 7 to 12 letters of CPython's reference text, {held} held out "
-            f"per seed; {HIDDEN:.0%} of a word's letters are hidden, others each time in training.",
-            f"GRU of width {width}, {epochs} passes of 64 words a step, Adam; beam 3. The length "
-            "is that of the source, and the model without the leak is told so.",
+            (
+                f"{len(known)} words of 7 to 12 letters of CPython's reference text, {held} held "
+                f"out per seed; {HIDDEN:.0%} of a word's letters are hidden, others each time in "
+                "training."
+            ),
+            (
+                f"GRU of width {width}, {epochs} passes of 64 words a step, Adam; beam 3. The "
+                "length is that of the source, and the model without the leak is told so."
+            ),
             "Retraining on pseudo-targets, the paper's remedy, is not measured.",
         ],
     )

@@ -190,7 +190,7 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         return memory, torch.cat([last[0], last[1]], 1)
 
     def _mixed(self, hidden: Tensor, memory: Tensor, mask: Tensor, *, right: bool) -> Tensor:
-        """Return a side's part of the hidden layer: its states, and what they find in the source."""
+        """Return a side's part of the hidden layer: its states, what they find in the source."""
         scores = hidden @ memory.mT / hidden.shape[-1] ** 0.5  # [row, time, source]
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
         mixed: Tensor = self.mixes[right](torch.cat([hidden, weights @ memory], -1))
@@ -271,8 +271,9 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
             query, partner.keys, partner.values, seen[:, None, None]
         )
         asked = asked.transpose(1, 2).flatten(2).view(rows, m, k, -1).transpose(1, 2)
-        logits = self.output((mixed + self.crosses[right](asked)).tanh())
-        return logits
+        mixed = mixed + self.crosses[right](asked)
+        paired: Tensor = self.output(mixed.tanh())
+        return paired
 
     def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
         """Return hypotheses; sources are copied only when rows are left out."""

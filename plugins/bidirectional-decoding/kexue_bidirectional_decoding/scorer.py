@@ -162,10 +162,11 @@ class FunctionPairScorer(BidirectionalScorer):
         places: list[Tensor] = []
         for lengths in torch.unique(each, dim=0):
             where = (each == lengths).all(1).nonzero()[:, 0]
-            row, l, r = where // (l_beams * r_beams), where // r_beams % l_beams, where % r_beams
+            row = where // (l_beams * r_beams)
+            own, partner = where // r_beams % l_beams, where % r_beams
             n_left, n_right, n_source = lengths.tolist()
             found = self.function(
-                source[row, :n_source], l_ids[row, l, :n_left], r_ids[row, r, :n_right]
+                source[row, :n_source], l_ids[row, own, :n_left], r_ids[row, partner, :n_right]
             )
             for side, logits in zip(sides, found, strict=True):
                 side.append(logits[:, -1] if logits.ndim == 3 else logits)

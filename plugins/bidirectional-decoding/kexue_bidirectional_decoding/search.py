@@ -80,7 +80,7 @@ def bidirectional_beam_search(
         https://kexue.fm/archives/6877, section “双向束搜索”.
     """
     mask = check_prompt(prompt, mask)
-    _check(scorer, prompt, lengths, width, max_new_tokens, length_penalty)
+    _check(scorer, prompt, lengths, width=width, steps=max_new_tokens, penalty=length_penalty)
     rows, device = len(prompt), prompt.device
     found = tuple(_Found.nothing(rows, max_new_tokens, device) for _ in range(2))
     if rows and max_new_tokens:
@@ -161,8 +161,8 @@ def _averaged(
         logits = logits.float()
     total = logits.logsumexp(-1, keepdim=True)
     if logits.shape[2] == 1 or logits.stride(2) == 0:  # one, or it does not look at the partner
-        alone = (logits - total.masked_fill(total == -math.inf, 0.0))[:, :, 0]
-        return alone
+        alone: Tensor = logits - total.masked_fill(total == -math.inf, 0.0)
+        return alone[:, :, 0]
     missing = ~there[:, None, :, None]
     total = total.masked_fill(missing | (total == -math.inf), math.inf)
     count = there.sum(1).clamp(min=1).log()[:, None, None]
@@ -261,7 +261,9 @@ class _Found:
 
     def keep(self, rows: Tensor, side: tuple[Tensor, ...], place: Tensor) -> None:
         """Take the best hypothesis of rows that are done."""
-        good, scores, tokens, going = (part[torch.arange(len(rows), device=rows.device), place] for part in side)
+        good, scores, tokens, going = (
+            part[torch.arange(len(rows), device=rows.device), place] for part in side
+        )
         if self.scores.dtype != scores.dtype:
             self.good, self.scores = self.good.to(scores.dtype), self.scores.to(scores.dtype)
         self.good = self.good.index_copy(0, rows, good)
@@ -292,15 +294,16 @@ def _check(
     scorer: BidirectionalScorer,
     prompt: Tensor,
     lengths: Tensor | None,
+    *,
     width: int,
-    max_new_tokens: int,
+    steps: int,
     penalty: float,
 ) -> None:
     if width < 1:
         raise ArgumentError(f"`width` must be at least 1. Found {width}.", argument="width")
-    if max_new_tokens < 0:
+    if steps < 0:
         raise ArgumentError(
-            f"`max_new_tokens` must be at least 0. Found {max_new_tokens}.",
+            f"`max_new_tokens` must be at least 0. Found {steps}.",
             argument="max_new_tokens",
         )
     if not math.isfinite(penalty) or penalty < 0:
@@ -309,10 +312,10 @@ def _check(
             argument="length_penalty",
         )
     room = scorer.max_length
-    if room is not None and max_new_tokens > room + 1:  # the last mark is written, not read
+    if room is not None and steps > room + 1:  # the last mark is written, not read
         raise ArgumentError(
             f"`max_new_tokens` must be at most {room + 1}: the model reads {room} tokens per side. "
-            f"Found {max_new_tokens}.",
+            f"Found {steps}.",
             argument="max_new_tokens",
         )
     if lengths is not None and (

@@ -91,9 +91,9 @@ def literal(
 
     for _ in range(longest):
         probability: list[dict[tuple[int, int], Tensor]] = [{}, {}]
-        for i, (l, _) in enumerate(sides[0]):
-            for j, (r, _) in enumerate(sides[1]):
-                read = [x[:-1] if over(s, x) else x for s, x in enumerate((l, r))]
+        for i, (left, _) in enumerate(sides[0]):
+            for j, (right, _) in enumerate(sides[1]):
+                read = [x[:-1] if over(s, x) else x for s, x in enumerate((left, right))]
                 both = function(ids, torch.tensor([read[0]]), torch.tensor([read[1]]))
                 probability[0][i, j] = both[0][0].softmax(-1)
                 probability[1][j, i] = both[1][0].softmax(-1)
@@ -112,14 +112,15 @@ def literal(
             candidates.sort(key=lambda c: -good(*c))
             grown.append(candidates[:beam])
         sides = grown
-        (l, l_score), (r, r_score) = sides[0][0], sides[1][0]
-        l_good, r_good = good(l, l_score), good(r, r_score)
-        if (over(0, l) and l_good >= r_good) or (over(1, r) and r_good >= l_good):
+        (left, l_score), (right, r_score) = sides[0][0], sides[1][0]
+        l_good, r_good = good(left, l_score), good(right, r_score)
+        if (over(0, left) and l_good >= r_good) or (over(1, right) and r_good >= l_good):
             break
     if l_good >= r_good:
-        return l[1:], l_score, over(0, l), False
-    turned = r[:0:-1]
-    return (turned[1:] + [END] if over(1, r) else turned), r_score, over(1, r), True
+        return left[1:], l_score, over(0, left), False
+    turned = right[:0:-1]
+    ended = over(1, right)
+    return ([*turned[1:], END] if ended else turned), r_score, ended, True
 
 
 SOURCES = [[5, 6, 7, 8], [9], [10, 6, 6, 5, 5, 8, 9]]
@@ -142,9 +143,7 @@ def test_is_the_literal_search(beam: int, interaction: str, penalty: float) -> N
         decoder = BidirectionalBeam(beam, max_new_tokens=7, length_penalty=penalty)
         found = decoder.decode(model, prompt=ids, mask=mask)
         for row, source in enumerate(SOURCES):
-            text, score, ended, from_right = literal(
-                whole(model), source, beam, 7, penalty=penalty
-            )
+            text, score, ended, from_right = literal(whole(model), source, beam, 7, penalty=penalty)
             assert found.tolist()[row] == text
             assert float(found.scores[row]) == pytest.approx(score, abs=1e-9)
             assert bool(found.ended[row]) == ended
@@ -226,7 +225,7 @@ def test_greedy_without_a_partner_is_greedy_search_from_each_end() -> None:
             text = wanted.tolist()[0]
             if side:
                 ended = bool(wanted.ended[0])
-                text = text[-2::-1] + [END] if ended else text[::-1]
+                text = [*text[-2::-1], END] if ended else text[::-1]
             assert got.tolist()[row] == text
 
 
@@ -253,66 +252,36 @@ def test_rows_do_not_see_each_other(seed: int, beam: int, longest: int, both: bo
         assert alone.right.tolist() == [found.right.tolist()[i]]
     turned = torch.cat([ids.flip(1), torch.full_like(ids, 7)], 1)  # padding on the left
     elsewhere = torch.cat([mask.flip(1), torch.zeros_like(mask)], 1)
-    straight = torch.where(mask.flip(1), ids.flip(1), 0)
-    del straight
     back = [row[::-1] for row in rows]
     there = bidirectional_beam_search(model, turned, mask=elsewhere, **options)
     again = bidirectional_beam_search(model, batch(back)[0], mask=batch(back)[1], **options)
     assert there.tolist() == again.tolist()
 
 
-def table(rows: dict[int, list[float]], size: int = 6) -> Tensor:
-    logits = torch.full((size, size), -math.inf)
-    for token, values in rows.items():
-        logits[token] = torch.tensor(values)
-    return logits
-
-
 def test_one_side_may_end_first_and_the_other_goes_on() -> None:
-    """From the left the text 4 is likely and ends; from the right 5 4 is likelier still."""
-    none = -math.inf
+    """From the left 4 ends soon and is not sure; from the right 5 4 is written, and is."""
+    left_rows = {2: {4: 0.6, 5: 0.4}, 4: {3: 0.9, 4: 0.1}, 5: {3: 0.9, 4: 0.1}}
+    right_rows = {3: {4: 0.99, 5: 0.01}, 4: {5: 0.99, 2: 0.01}, 5: {2: 0.99, 4: 0.01}}
+
+    def logits(rows: dict[int, dict[int, float]], ids: Tensor) -> Tensor:
+        table = torch.full((6, 6), -math.inf)
+        for last, following in rows.items():
+            for token, probability in following.items():
+                table[last, token] = math.log(probability)
+        return table[ids[:, -1]]
 
     def function(source: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        from_left = table(
-            {
-                2: [none, none, none, none, 0.6, 0.4],
-                4: [none, none, none, 0.9, 0.05, 0.05],
-                5: [none, none, none, 0.9, 0.05, 0.05],
-                3: [none, none, none, 1.0, none, none],
-            }
-        )
-        from_right = table(
-            {
-                3: [none, none, none, none, 0.99, 0.01],
-                4: [none, none, 0.01, none, 0.0, 0.99],
-                5: [none, none, 0.99, none, 0.01, 0.0],
-                2: [none, none, 1.0, none, none, none],
-            }
-        )
         del source
-        return from_left[left[:, -1]].log(), from_right[right[:, -1]].log()
+        return logits(left_rows, left), logits(right_rows, right)
 
-    function_of_logs = function
-    prompt = torch.zeros(1, 0, dtype=torch.long)
-    with pytest.warns(UserWarning) if False else _nothing():
-        found = BidirectionalBeam(2).decode(_clean(function_of_logs), prompt=prompt)
+    prompt = torch.zeros(1, 0, dtype=torch.long)  # nothing is given
+    found = BidirectionalBeam(2).decode(function, prompt=prompt)
     assert found.tolist() == [[5, 4, 3]]
     assert found.from_right.tolist() == [True]
     assert found.ended.tolist() == [True]
-    assert float(found.scores) == pytest.approx(math.log(0.99**3), abs=1e-6)
+    assert float(found.scores) == pytest.approx(3 * math.log(0.99), abs=1e-6)
     assert found.left.tolist() == [[4, 3]]
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
-    def cleaned(*arguments: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.nan_to_num(nan=-math.inf, neginf=-math.inf) for x in function(*arguments))
-
-    return cleaned
+    assert found.left.ended.tolist() == [True]
 
 
 def constant(logits: list[float]) -> Callable[..., Any]:
