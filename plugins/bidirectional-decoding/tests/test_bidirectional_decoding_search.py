@@ -132,18 +132,26 @@ def batch(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, torch.arange(time) < torch.tensor([[len(row)] for row in rows])
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.7])
-@pytest.mark.parametrize("interaction", ["post", "mask", "none"])
-@pytest.mark.parametrize("beam", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("beam", "interaction", "penalty"),
+    [
+        (1, "post", 0.0),
+        (2, "post", 0.0),
+        (2, "mask", 0.0),
+        (2, "none", 0.0),
+        (2, "post", 0.7),
+        (3, "post", 0.0),
+    ],
+)
 def test_is_the_literal_search(beam: int, interaction: str, penalty: float) -> None:
     ids, mask = batch(SOURCES)
     ways = set()
-    for seed in range(4):
+    for seed in range(3):
         model = random_model(seed, interaction)
-        decoder = BidirectionalBeam(beam, max_new_tokens=7, length_penalty=penalty)
+        decoder = BidirectionalBeam(beam, max_new_tokens=6, length_penalty=penalty)
         found = decoder.decode(model, prompt=ids, mask=mask)
         for row, source in enumerate(SOURCES):
-            text, score, ended, from_right = literal(whole(model), source, beam, 7, penalty=penalty)
+            text, score, ended, from_right = literal(whole(model), source, beam, 6, penalty=penalty)
             assert found.tolist()[row] == text
             assert float(found.scores[row]) == pytest.approx(score, abs=1e-9)
             assert bool(found.ended[row]) == ended
@@ -155,7 +163,7 @@ def test_is_the_literal_search(beam: int, interaction: str, penalty: float) -> N
 def test_known_lengths_hide_the_same_states_as_in_training() -> None:
     ids, mask = batch(SOURCES)
     different = 0
-    for seed in range(4):
+    for seed in range(2):
         model = random_model(seed, "mask")
         known = mask.sum(1)
         found = bidirectional_beam_search(
