@@ -38,11 +38,11 @@ Runs = Mapping[Interaction, Sequence[Restored]]
 def words(context: Context) -> Report:
     """Restore words from the left, from the right, and from both ends."""
     known = vocabulary_of_text()
-    epochs, width = context.pick((14, 64), (1, 32))
+    epochs, width = context.pick((8, 64), (1, 32))
     runs: dict[Interaction, list[Restored]] = {name: [] for name in _NAMES}
     held = 0
     for seed in context.seeds:
-        data = hold_out(known, seed, most=context.pick(1000, 60), device=context.device)
+        data = hold_out(known, seed, most=context.pick(200, 30), device=context.device)
         held = len(data.hidden)
         for name, found in runs.items():
             found.append(restore(context, data, name, seed=seed, epochs=epochs, width=width))

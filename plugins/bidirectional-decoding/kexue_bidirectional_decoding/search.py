@@ -165,8 +165,8 @@ def _averaged(
         return alone[:, :, 0]
     missing = ~there[:, None, :, None]
     total = total.masked_fill(missing | (total == -math.inf), math.inf)
-    count = there.sum(1).clamp(min=1).log()[:, None, None]
-    return (logits - total).logsumexp(2) - count.to(logits.dtype)
+    count = there.sum(1).clamp(min=1).to(logits.dtype)[:, None, None]
+    return (logits - total).logsumexp(2) - count.log()
 
 
 def _done(
