@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -65,7 +66,7 @@ def fit(
         "".join(sorted({c for pair in train for part in pair for c in part})),
         width=width,
         heads=heads,
-        interaction=interaction,  # type: ignore[arg-type] -- the model refuses other words
+        interaction=cast(Any, interaction),  # the model refuses other words
         dropout=dropout,
     )
     model.component = job.id

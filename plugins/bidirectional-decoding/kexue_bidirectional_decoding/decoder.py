@@ -74,7 +74,7 @@ class BidirectionalBeam(Decoder):
         self.start_id = start_id
         self.end_id = end_id
 
-    def decode(
+    def decode(  # type: ignore[override]
         self,
         scores: Any,
         *,

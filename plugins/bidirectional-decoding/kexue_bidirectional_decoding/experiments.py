@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.text import spread
@@ -88,10 +88,10 @@ def _of(runs: Runs, name: Interaction, figure: str) -> list[float]:
     """Return a figure per seed, such as ``"left.first"``."""
     found: list[float] = []
     for run in runs[name]:
-        value: object = run
+        value: Any = run
         for part in figure.split("."):
             value = getattr(value, part)
-        found.append(float(value))  # type: ignore[arg-type] -- figures are numbers
+        found.append(float(value))
     return found
 
 

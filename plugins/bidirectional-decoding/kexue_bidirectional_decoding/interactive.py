@@ -115,7 +115,9 @@ class InteractiveAttention(nn.Module):
             right: Whether they are those of the decoder from the right.
         """
         parts: Tensor = (self.right if right else self.left)(features)
-        q, k, v = parts.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        size = features.shape[-1] // self.heads
+        heads = parts.view(*features.shape[:2], 3, self.heads, size)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def forward(

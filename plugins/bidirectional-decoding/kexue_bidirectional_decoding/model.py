@@ -33,7 +33,7 @@ class _Cache(NamedTuple):
     query: Tensor  # [hypothesis, head, feature]
     keys: Tensor  # [hypothesis, head, time, feature]
     values: Tensor
-    count: Tensor  # how many of them are read
+    steps: Tensor  # how many of them are read
     memory: Tensor  # [row, source, feature]
     mask: Tensor
     lengths: Tensor | None  # of the targets, where they are known
@@ -215,11 +215,11 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         ids, real = aligned(prompt, mask)
         memory, state = self._encode(ids.masked_fill(~real, 0), real)
         heads = self.between.heads if self.between is not None else 1
-        query = state.unflatten(1, (heads, -1))
+        query = state.view(len(state), heads, state.shape[1] // heads)
         keys = query[:, :, None][:, :, :0]
-        count = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        steps = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         known = lengths if self.interaction == "mask" else None
-        cache = _Cache(state, state, query, keys, keys, count, memory, real, known)
+        cache = _Cache(state, state, query, keys, keys, steps, memory, real, known)
         return cache, cache
 
     def read(
@@ -236,7 +236,7 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         embedded = self.embedding(flat.masked_fill(~goes, 0))[:, None]
         hidden, _ = self.decoders[right](embedded, cache.state[None])
         state = torch.where(goes[:, None], hidden[:, 0], cache.state)
-        beams = hidden[:, 0].unflatten(0, tokens.shape)
+        beams = hidden[:, 0].view(*tokens.shape, hidden.shape[2])
         mixed = self._mixed(beams, cache.memory, cache.mask, right=right).flatten(0, 1)
         changed: dict[str, Tensor] = {"state": state, "own": mixed}
         if self.between is not None:
@@ -244,7 +244,7 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
             changed["query"] = q[:, :, 0]
             changed["keys"] = torch.cat([cache.keys, k], 2)
             changed["values"] = torch.cat([cache.values, v], 2)
-        return cache._replace(count=cache.count + goes, **changed)
+        return cache._replace(steps=cache.steps + goes, **changed)
 
     def pairs(self, left: Any, right: Any) -> tuple[Scores, Scores]:
         """Return the logits of all pairs: one product asks all partners of all rows."""
@@ -262,11 +262,11 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         query = own.query.view(rows, 1, k, *own.query.shape[1:]).expand(-1, m, -1, -1, -1)
         query = query.transpose(2, 3).flatten(0, 1)  # [row × partner, head, own, feature]
         time = partner.keys.shape[2]
-        steps = torch.arange(time, device=query.device)
-        seen = steps < partner.count[:, None]
+        places = torch.arange(time, device=query.device)
+        seen = places < partner.steps[:, None]
         if own.lengths is not None:
             last = (own.lengths - time).clamp(min=0).repeat_interleave(m)  # n − t − 1
-            seen = seen & (steps <= last[:, None])
+            seen = seen & (places <= last[:, None])
         asked = F.scaled_dot_product_attention(
             query, partner.keys, partner.values, seen[:, None, None]
         )
@@ -277,11 +277,12 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
 
     def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
         """Return hypotheses; sources are copied only when rows are left out."""
-        *parts, memory, mask, lengths = cache
+        cache = _Cache(*cache)
         flat = hypotheses.flatten()
-        parts = [part.index_select(0, flat) for part in parts]
-        if len(hypotheses) != len(memory):
-            rows = hypotheses[:, 0] // (len(cache[0]) // len(memory))
-            memory, mask = memory[rows], mask[rows]
-            lengths = None if lengths is None else lengths[rows]
-        return _Cache(*parts, memory, mask, lengths)
+        parts = {name: getattr(cache, name).index_select(0, flat) for name in _Cache._fields[:6]}
+        if len(hypotheses) != len(cache.memory):
+            rows = hypotheses[:, 0] // (len(cache.state) // len(cache.memory))
+            parts |= {"memory": cache.memory[rows], "mask": cache.mask[rows]}
+            if cache.lengths is not None:
+                parts["lengths"] = cache.lengths[rows]
+        return cache._replace(**parts)

@@ -172,7 +172,7 @@ class FunctionPairScorer(BidirectionalScorer):
                 side.append(logits[:, -1] if logits.ndim == 3 else logits)
             places.append(where)
         order = torch.cat(places).argsort()
-        l_scores, r_scores = (torch.cat(side)[order].unflatten(0, shape) for side in sides)
+        l_scores, r_scores = (torch.cat(side)[order].view(*shape, -1) for side in sides)
         return l_scores, r_scores.transpose(1, 2)
 
     def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
@@ -181,7 +181,7 @@ class FunctionPairScorer(BidirectionalScorer):
         rows = hypotheses[:, 0] // count.shape[1]
         flat = hypotheses.flatten()
         return (
-            ids.flatten(0, 1)[flat].unflatten(0, hypotheses.shape),
+            ids.flatten(0, 1)[flat].view(*hypotheses.shape, ids.shape[2]),
             count.flatten()[flat].view_as(hypotheses),
             source[rows],
             s_count[rows],

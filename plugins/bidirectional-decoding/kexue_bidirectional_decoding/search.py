@@ -122,9 +122,9 @@ def _search(
     caches: list[Any] = list(scorer.begin(*sources))
     marks = (scorer.start_id, scorer.end_id)
     going = torch.ones(rows, 1, dtype=torch.bool, device=device)
-    for side, mark in enumerate(marks):
+    for i, mark in enumerate(marks):
         tokens = torch.full((rows, 1), mark, dtype=torch.long, device=device)
-        caches[side] = scorer.read(caches[side], tokens, going, right=bool(side))
+        caches[i] = scorer.read(caches[i], tokens, going, right=bool(i))
     sides: list[_Side] = []
     steps = found[0].tokens.shape[1]
     for step in range(steps):
@@ -133,9 +133,7 @@ def _search(
             _check_marks(marks, logits[0].shape[-1])
             sides = [_Side(marks[1 - i], marks[i], logits[i], penalty) for i in range(2)]
         # Both are scored before either goes on: the other's hypotheses are those of the last step.
-        probable = [
-            _averaged(logits[side], sides[1 - side].scores > -math.inf) for side in range(2)
-        ]
+        probable = [_averaged(logits[i], sides[1 - i].scores > -math.inf) for i in range(2)]
         parents = [sides[i].extend(probable[i], width) for i in range(2)]
         best = [side.best() for side in sides]
         over = _done(best, both=both) if step + 1 < steps else torch.ones_like(live).bool()

@@ -164,10 +164,10 @@ def _fit(
             order = torch.randperm(size, generator=generator, device=ids.device)
             hidden = torch.rand(ids.shape, generator=generator, device=ids.device) < HIDDEN
             losses = []
-            for rows in order.split(batch):
+            for rows in torch.split(order, batch):
                 loss = _loss(model, ids[rows], mask[rows], hidden[rows])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
