@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -66,7 +65,7 @@ def fit(
         "".join(sorted({c for pair in train for part in pair for c in part})),
         width=width,
         heads=heads,
-        interaction=cast(Any, interaction),  # the model refuses other words
+        interaction=interaction,
         dropout=dropout,
     )
     model.component = job.id

@@ -76,7 +76,7 @@ def words(context: Context) -> Report:
                 "training."
             ),
             (
-                f"GRU of width {width}, {epochs} passes of 64 words a step, Adam; beam 3. The "
+                f"GRU of width {width}, {epochs} passes of 32 words a step, Adam; beam 3. The "
                 "length is that of the source, and the model without the leak is told so."
             ),
             "Retraining on pseudo-targets, the paper's remedy, is not measured.",

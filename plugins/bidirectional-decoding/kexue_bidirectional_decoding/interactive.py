@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ def visible(
     time: int,
     lengths: Int[Tensor, " row"] | None = None,
     *,
-    leak: Literal["post", "mask"] = "post",
+    leak: str = "post",
     device: torch.device | None = None,
 ) -> Bool[Tensor, "row time time"]:
     """Return which of the partner's states j each position t may ask, counted from 0.
@@ -90,9 +88,7 @@ class InteractiveAttention(nn.Module):
         torch.Size([2, 5, 16])
     """
 
-    def __init__(
-        self, width: int, heads: int = 8, *, leak: Literal["post", "mask"] = "post"
-    ) -> None:
+    def __init__(self, width: int, heads: int = 8, *, leak: str = "post") -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ArgumentError(
@@ -100,7 +96,7 @@ class InteractiveAttention(nn.Module):
             )
         visible(1, torch.ones(1, dtype=torch.long), leak=leak)
         self.heads = heads
-        self.leak: Literal["post", "mask"] = leak
+        self.leak = leak
         # Per direction its queries, and the keys and values that the other asks.
         self.left = nn.Linear(width, 3 * width, bias=False)
         self.right = nn.Linear(width, 3 * width, bias=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,7 +76,7 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         *,
         width: int = 96,
         heads: int = 8,
-        interaction: Literal["mask", "post", "none"] = "mask",
+        interaction: str = "mask",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

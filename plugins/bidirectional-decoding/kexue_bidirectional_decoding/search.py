@@ -21,7 +21,7 @@ from kexue_bidirectional_decoding.targets import reverse_rows
 __all__ = ["BidirectionalResult", "bidirectional_beam_search"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BidirectionalResult(DecodeResult):
     """What a search from both ends found; all texts read from left to right.
 
@@ -35,9 +35,9 @@ class BidirectionalResult(DecodeResult):
         right: The best of the side from the right, turned round.
     """
 
-    from_right: Tensor | None = None
-    left: DecodeResult | None = None
-    right: DecodeResult | None = None
+    from_right: Tensor
+    left: DecodeResult
+    right: DecodeResult
 
 
 @torch.no_grad()
@@ -103,8 +103,9 @@ def bidirectional_beam_search(
         sequences[:, :used],
         torch.where(from_right, right.scores, left.scores),
         torch.where(from_right, right.ended, left.ended),
-        from_right,
-        *sides,
+        from_right=from_right,
+        left=sides[0],
+        right=sides[1],
     )
 
 

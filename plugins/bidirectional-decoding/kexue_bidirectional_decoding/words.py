@@ -142,9 +142,9 @@ def restore(
         width: Of the model.
     """
     torch.manual_seed(seed)
-    model = BidirectionalSeq2Seq(
-        words.alphabet, width=width, heads=4, interaction=interaction, dropout=0.1
-    ).to(context.device)
+    model = BidirectionalSeq2Seq(words.alphabet, width=width, heads=4, interaction=interaction).to(
+        context.device
+    )
     training = _fit(context, model, words, seed, epochs)
     return _measured(model.eval(), words, training)
 
@@ -153,7 +153,7 @@ def _fit(
     context: Context, model: BidirectionalSeq2Seq, words: Words, seed: int, epochs: int
 ) -> float:
     ids, mask = words.train
-    size, batch = len(ids), 64
+    size, batch = len(ids), 32
     steps = epochs * -(-size // batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
@@ -207,8 +207,6 @@ def _measured(model: BidirectionalSeq2Seq, words: Words, training: float) -> Res
     def letters(side: DecodeResult) -> list[list[int]]:
         return [[i for i in row if i not in ends] for row in side.tolist()]
 
-    if found.left is None or found.right is None or found.from_right is None:
-        raise AssertionError
     chosen = [a == b for a, b in zip(letters(found), wanted, strict=True)]
     return Restored(
         training,

@@ -78,7 +78,9 @@ def test_no_tokens_cost_nothing() -> None:
     assert empty.right_out.tolist() == [[2]]
 
 
-def by_loop(layer: InteractiveAttention, left: torch.Tensor, right: torch.Tensor, n: int) -> list:
+def by_loop(
+    layer: InteractiveAttention, left: torch.Tensor, right: torch.Tensor, n: int
+) -> list[torch.Tensor]:
     """One row, one position, one head after the other."""
     width, heads = left.shape[1], layer.heads
     size = width // heads
@@ -151,7 +153,7 @@ def test_only_plain_teacher_forcing_sees_the_token_to_be_predicted(interaction: 
                 made = make_bidirectional(ids, start_id=1, end_id=2)
                 out = model(source, source > 0, made.left_in, made.right_in, made.lengths)
                 logits.append(out[side][0, t if side == 0 else 5 - t])
-            leaks.append(not torch.allclose(*logits, atol=1e-12, rtol=0.0))
+            leaks.append(not torch.allclose(logits[0], logits[1], atol=1e-12, rtol=0.0))
     # Post: in the second half, where the partner has read it, in both directions.
     assert sum(leaks) == (0 if interaction == "mask" else 6)
 
