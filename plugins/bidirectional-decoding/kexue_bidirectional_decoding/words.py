@@ -153,10 +153,10 @@ def _fit(
     context: Context, model: BidirectionalSeq2Seq, words: Words, seed: int, epochs: int
 ) -> float:
     ids, mask = words.train
-    size, batch = len(ids), 32
+    size, batch = len(ids), 64
     steps = epochs * -(-size // batch)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps)
     generator = make_generator(seed, context.device)
     losses: list[float] = []
     with context.progress.task(f"{model.interaction}, seed {seed}", epochs) as task:
