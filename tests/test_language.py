@@ -302,9 +302,11 @@ def test_truncates(options: dict[str, Any], kept: list[int]) -> None:
         torch.testing.assert_close(found[0, kept], LOGITS[0, kept])
 
 
-def test_truncates_as_transformers_does() -> None:
+@pytest.mark.parametrize(("tokens", "scale"), [(50, 1.0), (3000, 1.0), (3000, 5.0)])
+def test_truncates_as_transformers_does(tokens: int, scale: float) -> None:
     warpers = pytest.importorskip("transformers.generation.logits_process")
-    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(20, tokens, generator=generator, dtype=torch.float64)
     ids = torch.zeros(20, 1, dtype=torch.long)
     for k, p, temperature in ((7, 1.0, 1.0), (0, 0.8, 1.0), (12, 0.6, 0.7)):
         theirs = logits / temperature

@@ -18,6 +18,8 @@ from kexue.core.language.scorer import NextTokenScorer, check_prompt
 
 __all__ = ["beam_search", "draw", "generate", "greedy", "log_probabilities", "truncate"]
 
+_HEAD = 1024  # tokens that a nucleus seldom exceeds
+
 Randomness = torch.Generator | Sequence[torch.Generator] | None
 """A source of randomness for all rows, or one per row, so that a row is drawn as if alone."""
 
@@ -61,13 +63,25 @@ def truncate(
     if 0 < top_k < tokens:
         best = logits.topk(top_k, -1).indices
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
-    if top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = log_probabilities(ordered).exp()
-        before = probabilities.cumsum(-1) - probabilities  # of all that are better
-        ordered = ordered.masked_fill((before >= top_p) & (before > 0), -torch.inf)
-        logits = torch.empty_like(logits).scatter(-1, places, ordered)
-    return logits
+    return _nucleus(logits, top_p) if top_p < 1 else logits
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Return logits whose nucleus alone is above −∞; a part is sorted where that is enough."""
+    wide = logits if logits.dtype is torch.float64 else logits.float()
+    total = wide.logsumexp(-1, keepdim=True)
+    for count in (_HEAD, logits.shape[-1]):
+        if count >= logits.shape[-1]:
+            best, places = logits.sort(dim=-1, descending=True, stable=True)
+        else:
+            best, places = logits.topk(count, -1)
+        probabilities = (best - total).exp()
+        cumulated = probabilities.cumsum(-1)
+        if best.shape[-1] == logits.shape[-1] or bool((cumulated[..., -1] >= top_p).all()):
+            break
+    before = cumulated - probabilities  # of all that are better
+    kept = best.masked_fill((before >= top_p) & (before > 0), -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(-1, places, kept)
 
 
 def _check_truncation(temperature: float, top_k: int, top_p: float) -> None:
