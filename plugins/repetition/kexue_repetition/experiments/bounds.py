@@ -97,8 +97,8 @@ def bounds(context: Context) -> Report:
     figure = Figure(
         "R beside its bounds and the ζ estimates",
         partial(_plot, cases),
-        "One point per matrix; what is above the line exceeds R. Grey: counted lower bounds and "
-        "the upper bound. Red: the estimates.",
+        "One point per matrix; what is above the line exceeds R. Left: the upper "
+        "bound and the counted lower ones. Right: the estimates.",
     )
     notes = (
         f"{len(cases)} matrices: Dirichlet rows of 2 to 50 tokens and two concentrations, bigrams "
@@ -337,7 +337,7 @@ def _expected(context: Context) -> Claim:
 
 def _plot(cases: list[_Case], figure: Canvas) -> None:
     figure.set_size_inches(10, 4.2)
-    ours, theirs = figure.subplots(1, 2, sharey=True)
+    ours, theirs = figure.subplots(1, 2)
     kept = [c for c in cases if c.found.value > 1e-6]
     r = np.array([c.found.value for c in kept])
     series = [
