@@ -219,10 +219,15 @@ class TrieIndex:
             nodes: Nodes, or -1.
             num_tokens: Size of the vocabulary.
         """
-        edges = self.edges(nodes)
         table = torch.zeros(len(nodes), num_tokens, dtype=torch.bool, device=nodes.device)
-        table.view(-1)[edges.rows * num_tokens + edges.tokens] = True
+        table.view(-1).index_fill_(0, self._flat(nodes, num_tokens), True)
         return table
+
+    def _flat(self, nodes: Tensor, num_tokens: int) -> Tensor:
+        """Return the places of what may follow in a flat table ``[row, token]``."""
+        keys = self._view
+        edge, rows = expand(*span(keys, view(nodes), self._bits))
+        return tensor(rows * num_tokens + (keys[edge] & self._token))
 
     def mask(
         self, logits: Float[Tensor, "row token"], nodes: Int[Tensor, " row"]
@@ -245,8 +250,10 @@ class TrieIndex:
         if 8 * int(degree.sum()) > logits.numel():
             # so many edges only near the root, whose few nodes the rows have in common
             shared, place = torch.unique(nodes, return_inverse=True)
-            allowed = self.allowed(shared, logits.shape[1])
-            out = logits.masked_fill(~allowed[place], -torch.inf)
+            banned = logits.new_full((len(shared), logits.shape[1]), -torch.inf)
+            banned.view(-1).index_fill_(0, self._flat(shared, logits.shape[1]), 0)
+            # a sum is several times faster than a choice, and NaN where that would differ
+            out = logits + (banned[place] if len(shared) > 1 else banned)
             sound = bool((out.amax(1) > -torch.inf).all())
         else:
             edge, rows = expand(begin, degree)
