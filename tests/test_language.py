@@ -255,6 +255,14 @@ def test_refuses_beams_that_are_none() -> None:
         beam_search(table_model(0), prompt, width=2, max_new_tokens=3, num_return=3)
 
 
+@pytest.mark.parametrize("penalty", [-1.0, math.nan, math.inf])
+def test_refuses_penalties(penalty: float) -> None:
+    with pytest.raises(ArgumentError, match="`length_penalty` must be a finite number"):
+        beam_search(
+            table_model(0), torch.tensor([[2]]), width=2, max_new_tokens=3, length_penalty=penalty
+        )
+
+
 def test_refuses_what_does_not_fit_the_model() -> None:
     model = FunctionScorer(table_model(0).function, max_length=5, start_id=0)
     prompt = torch.tensor([[2, 3, 4]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -226,6 +227,11 @@ def beam_search(
         raise ArgumentError(
             f"`num_return` must be from 1 to `width`, {width}. Found {num_return}.",
             argument="num_return",
+        )
+    if not math.isfinite(length_penalty) or length_penalty < 0:
+        raise ArgumentError(
+            f"`length_penalty` must be a finite number of at least 0. Found {length_penalty}.",
+            argument="length_penalty",
         )
     if not len(prompt) or not max_new_tokens:
         return _nothing(len(prompt) * num_return, prompt.device)
