@@ -180,7 +180,7 @@ def test_shows_what_is_known_of_a_broken_plugin(kexue: Kexue) -> None:
 @pytest.mark.usefixtures("bad_company")
 @pytest.mark.parametrize("shell_", ["bash", "zsh", "fish"])
 def test_completes_beside_broken_plugins(complete: Callable[..., list[str]], shell_: str) -> None:
-    assert complete("show layer/s", shell=shell_) == ["layer/sound"]
+    assert complete("show layer/so", shell=shell_) == ["layer/sound"]
 
 
 @pytest.mark.usefixtures("bad_company")
