@@ -202,6 +202,9 @@ def test_refuses_files(registry: Registry, tmp_path: Path) -> None:
     for form, words in (("causal", "has 2 examples, too few"), ("seq2seq", "Line 1 of .* a tab")):
         with pytest.raises(FileFormatError, match=words):
             execute(registry, Request(form, "fit", [str(path)], out=tmp_path / "model"))
+    path.write_text("eins\tone\nzwei\ttwo\n")
+    with pytest.raises(FileFormatError, match=r"few\.txt has 2 examples, too few"):
+        execute(registry, Request("seq2seq", "fit", [str(path)], out=tmp_path / "model"))
     assert not (tmp_path / "model").exists()
 
 

@@ -6,8 +6,9 @@ manifest; ``load_text_model`` reads what they wrote, or a folder of transformers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ from kexue.core.training import CONFIG, Trainable, claim_folder, read_config
 
 __all__ = [
     "TextModel",
+    "alphabet_of",
     "fit_causal",
     "fit_masked",
     "fit_seq2seq",
+    "fit_text_model",
+    "held_out_pairs",
     "load_text_model",
     "prompts",
 ]
@@ -114,37 +118,40 @@ def _check_form(path: Path, form: str, forms: tuple[str, ...]) -> None:
 
 
 def _of_transformers(path: Path, forms: tuple[str, ...]) -> TextModel:
-    from safetensors import SafetensorError
-
     try:
         import transformers
     except ImportError as error:
         raise MissingDependencyError(
             f"The model in {path}", "transformers", "pip install transformers"
         ) from error
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = _pretrained(transformers.AutoConfig, path)
+    names = " ".join(getattr(config, "architectures", None) or ())
+    form = (
+        "masked"
+        if "MaskedLM" in names
+        else "seq2seq"
+        if getattr(config, "is_encoder_decoder", False)
+        else "causal"
+    )
+    _check_form(path, form, forms)
+    kinds = {"masked": "MaskedLM", "seq2seq": "Seq2SeqLM", "causal": "CausalLM"}
+    auto = getattr(transformers, f"AutoModelFor{kinds[form]}")
+    model = _pretrained(auto, path, use_safetensors=True)
+    return TextModel(
+        model, TokenizerVocabulary(_pretrained(transformers.AutoTokenizer, path)), form
+    )
+
+
+def _pretrained(auto: Any, path: Path, **options: Any) -> Any:
+    """Read one part of a folder of transformers, without executing or downloading anything."""
+    from safetensors import SafetensorError
+
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **local)
-        names = " ".join(getattr(config, "architectures", None) or ())
-        form = (
-            "masked"
-            if "MaskedLM" in names
-            else "seq2seq"
-            if getattr(config, "is_encoder_decoder", False)
-            else "causal"
-        )
-        _check_form(path, form, forms)
-        kinds = {"masked": "MaskedLM", "seq2seq": "Seq2SeqLM", "causal": "CausalLM"}
-        auto: Any = getattr(transformers, f"AutoModelFor{kinds[form]}")
-        model = auto.from_pretrained(path, use_safetensors=True, **local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
+        return auto.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        if isinstance(error, ArgumentError):
-            raise
         raise FileFormatError(
             f"{path} holds no model and tokenizer of transformers: {detail(error)}.", path=path
         ) from error
-    return TextModel(model, TokenizerVocabulary(tokenizer), form)
 
 
 def prompts(job: Job) -> Iterator[str]:
@@ -192,9 +199,9 @@ def fit_causal(
     sizes: dict[str, Any] = {"cell": cell, "width": width, "layers": layers, "dropout": dropout}
     if cell == "transformer":
         sizes["max_length"] = max(512, *map(len, train))
-    model = CharacterModel(_alphabet(train), **sizes)
+    model = CharacterModel(alphabet_of(train), **sizes)
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience}
-    return _fit(job, model, train, valid, options, resume=resume, overwrite=overwrite)
+    return fit_text_model(job, model, train, valid, options, resume=resume, overwrite=overwrite)
 
 
 def fit_seq2seq(
@@ -224,12 +231,11 @@ def fit_seq2seq(
         resume: Go on with an interrupted run in the output folder.
         overwrite: Replace what is in the output folder.
     """
-    train, valid = _held_out(_pairs(job))
+    train, valid = held_out_pairs(job)
     torch.manual_seed(job.seed)
-    alphabet = _alphabet([part for pair in train for part in pair])
-    model = CharacterSeq2Seq(alphabet, width=width, dropout=dropout)
+    model = CharacterSeq2Seq(alphabet_of(chain(*train)), width=width, dropout=dropout)
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience}
-    return _fit(job, model, train, valid, options, resume=resume, overwrite=overwrite)
+    return fit_text_model(job, model, train, valid, options, resume=resume, overwrite=overwrite)
 
 
 def fit_masked(
@@ -265,13 +271,13 @@ def fit_masked(
     torch.manual_seed(job.seed)
     longest = max(128, *map(len, train))
     model = CharacterMaskedModel(
-        _alphabet(train), width=width, layers=layers, dropout=dropout, max_length=longest
+        alphabet_of(train), width=width, layers=layers, dropout=dropout, max_length=longest
     )
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience}
-    return _fit(job, model, train, valid, options, resume=resume, overwrite=overwrite)
+    return fit_text_model(job, model, train, valid, options, resume=resume, overwrite=overwrite)
 
 
-def _fit(
+def fit_text_model(
     job: Job,
     model: Trainable,
     train: list[Any],
@@ -281,6 +287,17 @@ def _fit(
     resume: bool,
     overwrite: bool,
 ) -> Result:
+    """Fit a model that was just built, and report on it: the end of every ``fit`` on text.
+
+    Args:
+        job: The call.
+        model: The model, which ``job.seed`` has initialised.
+        train: What to fit to.
+        valid: What to validate on.
+        options: Further arguments of :meth:`~kexue.core.training.Trainable.fit`.
+        resume: Go on with an interrupted run in the output folder.
+        overwrite: Replace what is in the output folder.
+    """
     folder = claim_folder(job, resume=resume, overwrite=overwrite)  # bad input has claimed nothing
     model.component = job.id
     history = model.to(job.device, job.dtype).fit(
@@ -305,7 +322,18 @@ def _lines(job: Job) -> tuple[list[str], list[str]]:
     return _held_out([line.strip() for line in read_lines(given) if line.strip()], given)
 
 
-def _pairs(job: Job) -> list[tuple[str, str]]:
+def held_out_pairs(job: Job) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Read the file of pairs, a tab between source and target; every tenth is held out.
+
+    Args:
+        job: The call.
+
+    Returns:
+        The pairs to fit to, and those to validate on.
+
+    Raises:
+        FileFormatError: If a line is no pair, or there are too few.
+    """
     given = job.one_file("pairs of texts, a tab between source and target")
     pairs = []
     for number, line in enumerate(read_lines(given), 1):
@@ -319,19 +347,19 @@ def _pairs(job: Job) -> list[tuple[str, str]]:
                 path=given,
             )
         pairs.append((source.strip(), target.strip()))
-    return pairs
+    return _held_out(pairs, given)
 
 
-def _held_out(rows: list[Any], path: str = "") -> tuple[list[Any], list[Any]]:
+def _held_out(rows: list[Any], path: str) -> tuple[list[Any], list[Any]]:
     """Hold every tenth example out for validation."""
     if len(rows) < 10:
         raise FileFormatError(
-            f"{path or 'The file'} has {len(rows)} examples, too few to hold a tenth out. "
-            "Give at least 10.",
+            f"{path} has {len(rows)} examples, too few to hold a tenth out. Give at least 10.",
             path=path,
         )
     return [row for i, row in enumerate(rows) if i % 10 != 9], rows[9::10]
 
 
-def _alphabet(texts: list[str]) -> str:
+def alphabet_of(texts: Iterable[str]) -> str:
+    """Return the characters of some texts, each once, sorted."""
     return "".join(sorted({c for line in texts for c in line}))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 
 from kexue.core.errors import ArgumentError, FileFormatError
-from kexue.core.files import read_lines
 from kexue.core.job import Job, Result
-from kexue.core.lab.texts import prompts
+from kexue.core.lab.texts import alphabet_of, fit_text_model, held_out_pairs, prompts
 from kexue.core.language import pad_ids
 from kexue.core.plots import histogram
-from kexue.core.training import claim_folder, read_config
+from kexue.core.training import read_config
 from kexue_bidirectional_decoding.model import BidirectionalSeq2Seq
 
 __all__ = ["fit", "run"]
@@ -52,58 +51,17 @@ def fit(
         resume: Go on with an interrupted run in the output folder.
         overwrite: Replace what is in the output folder.
     """
-    given = job.one_file("pairs of texts, a tab between source and target")
-    pairs = list(_pairs(given))
-    if len(pairs) < 10:
-        raise FileFormatError(
-            f"{given} has {len(pairs)} pairs, too few to hold a tenth out. Give at least 10.",
-            path=given,
-        )
-    train, valid = [p for i, p in enumerate(pairs) if i % 10 != 9], pairs[9::10]
+    train, valid = held_out_pairs(job)
     torch.manual_seed(job.seed)
     model = BidirectionalSeq2Seq(
-        "".join(sorted({c for pair in train for part in pair for c in part})),
+        alphabet_of(chain(*train)),
         width=width,
         heads=heads,
         interaction=interaction,
         dropout=dropout,
     )
-    model.component = job.id
-    folder = claim_folder(job, resume=resume, overwrite=overwrite)  # bad input has claimed nothing
-    history = model.to(job.device, job.dtype).fit(
-        train,
-        valid,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        patience=patience,
-        seed=job.seed,
-        folder=folder,
-        resume=resume,
-        progress=job.progress,
-    )
-    summary = {
-        "pairs": len(train),
-        "validation_pairs": len(valid),
-        "epochs": len(history.epochs),
-        "best_epoch": history.best_epoch,
-        "best_loss": history.best.get("valid_loss"),
-    }
-    return Result(summary, files=(folder,))
-
-
-def _pairs(path: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(path), 1):
-        source, target = (part.strip() for part in line.partition("\t")[::2])
-        if not line.strip():
-            continue
-        if not (source and target) or "\t" in target:
-            raise FileFormatError(
-                f"Line {number} of {path} must be a source, a tab, and a target. "
-                f"Found {line[:60]!r}.",
-                path=path,
-            )
-        yield source, target
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "patience": patience}
+    return fit_text_model(job, model, train, valid, options, resume=resume, overwrite=overwrite)
 
 
 def run(job: Job, *, batch_size: int = 64, same_length: bool = False) -> Result:

@@ -33,7 +33,7 @@ def fitted(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path
         ID, "fit", [str(pairs)], options={**options, "patience": 40}, out=folder / "model"
     )
     _, result = execute(registry, request)
-    assert result.summary["pairs"] == 22
+    assert result.summary["examples"] == 22
     assert result.summary["best_loss"] < 0.2
     return folder / "model"
 
@@ -87,7 +87,7 @@ def test_refuses_files_and_folders(registry: Registry, fitted: Path, tmp_path: P
         run(registry, tmp_path / "other", ["ab"], tmp_path)
     for text, words in (
         ("ab\tba\nabba\n", r"Line 2 of .* a source, a tab, and a target. Found 'abba'"),
-        ("ab\tba\n" * 3, "has 3 pairs, too few"),
+        ("ab\tba\n" * 3, "has 3 examples, too few"),
         ("ab\t\n", "Line 1 of"),
         ("a\tb\tc\n", "Line 1 of"),
     ):
