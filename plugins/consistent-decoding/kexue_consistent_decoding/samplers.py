@@ -207,7 +207,28 @@ class TextSampler(Sampler):
 
 
 class _Consistent(TextSampler):
-    """A sampler that cannot be without an end token."""
+    """A sampler that always keeps the end tokens, and cannot be without one."""
+
+    def __init__(self, eos_id: int | Sequence[int] | None, temperature: float) -> None:
+        super().__init__(eos_id)
+        consistent(torch.zeros(1, 2), 0, temperature=temperature)
+        self.temperature = temperature
+
+    @abstractmethod
+    def _truncation(self) -> dict[str, Any]:
+        """Return which tokens are candidates beside the ends, as :func:`consistent` takes it."""
+
+    def candidates(
+        self, logits: Float[Tensor, "row token"], ends: Ends = None
+    ) -> Float[Tensor, "row token"]:
+        """Return logits that are above -∞ for the candidates alone.
+
+        Args:
+            logits: Scores of the next token.
+            ends: The end tokens; those of the sampler by default.
+        """
+        ends = self._needed(ends)
+        return consistent(logits, ends, temperature=self.temperature, **self._truncation())
 
     def _needed(self, ends: Ends) -> tuple[int, ...]:
         found = ends or self.end_ids
@@ -325,26 +346,16 @@ class ConsistentTopK(_Consistent):
         eos_id: int | Sequence[int] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(eos_id)
+        super().__init__(eos_id, temperature)
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise ArgumentError(
                 f"`k` of ConsistentTopK must be a number of tokens, at least 1. Found {k!r}.",
                 argument="k",
             )
-        consistent(torch.zeros(1, 2), 0, temperature=temperature)
         self.k = k
-        self.temperature = temperature
 
-    def candidates(
-        self, logits: Float[Tensor, "row token"], ends: Ends = None
-    ) -> Float[Tensor, "row token"]:
-        """Return logits that are above -∞ for the candidates alone.
-
-        Args:
-            logits: Scores of the next token.
-            ends: The end tokens; those of the sampler by default.
-        """
-        return consistent(logits, self._needed(ends), temperature=self.temperature, top_k=self.k)
+    def _truncation(self) -> dict[str, Any]:
+        return {"top_k": self.k}
 
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:
@@ -388,25 +399,15 @@ class ConsistentNucleus(_Consistent):
         eos_id: int | Sequence[int] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(eos_id)
+        super().__init__(eos_id, temperature)
         if not 0 < p <= 1:
             raise ArgumentError(
                 f"`p` of ConsistentNucleus must be in (0, 1]. Found {p!r}.", argument="p"
             )
-        consistent(torch.zeros(1, 2), 0, temperature=temperature)
         self.p = p
-        self.temperature = temperature
 
-    def candidates(
-        self, logits: Float[Tensor, "row token"], ends: Ends = None
-    ) -> Float[Tensor, "row token"]:
-        """Return logits that are above -∞ for the candidates alone.
-
-        Args:
-            logits: Scores of the next token.
-            ends: The end tokens; those of the sampler by default.
-        """
-        return consistent(logits, self._needed(ends), temperature=self.temperature, top_p=self.p)
+    def _truncation(self) -> dict[str, Any]:
+        return {"top_p": self.p}
 
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:

@@ -252,4 +252,4 @@ def test_rejects(make: Any, argument: str) -> None:
 
 
 def test_repr() -> None:
-    assert repr(ConsistentTopK(3, eos_id=1)) == "ConsistentTopK(eos_id=(1,), k=3, temperature=1.0)"
+    assert repr(ConsistentTopK(3, eos_id=1)) == "ConsistentTopK(eos_id=(1,), temperature=1.0, k=3)"
