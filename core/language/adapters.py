@@ -131,8 +131,8 @@ class _DecoderOnly(NextTokenScorer):
             if start is None:
                 check_prompt(prompt, mask, may_be_empty=False)
         if start is not None:
-            needs = mask.any(1, keepdim=True).logical_not() if self.start_id is None else None
-            first = mask.new_ones(len(mask), 1) if needs is None else needs
+            empty = ~mask.any(1, keepdim=True)
+            first = empty if self.start_id is None else torch.ones_like(empty)
             prompt = torch.cat([prompt.new_full((len(prompt), 1), start), prompt], 1)
             mask = torch.cat([first, mask], 1)
         ids, real = aligned(prompt, mask, right=True)  # then the last position is every row's last

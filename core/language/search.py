@@ -30,10 +30,13 @@ Choose = Callable[[Tensor, Randomness], Tensor]
 
 def log_probabilities(logits: Float[Tensor, "row token"]) -> Float[Tensor, "row token"]:
     """Return log-probabilities in at least float32; −∞ throughout where no token is possible."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = _widened(logits)
     total = logits.logsumexp(-1, keepdim=True)
     return logits - total.masked_fill(total == -torch.inf, 0.0)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def truncate(
@@ -69,8 +72,7 @@ def truncate(
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Return logits whose nucleus alone is above −∞; a part is sorted where that is enough."""
-    wide = logits if logits.dtype is torch.float64 else logits.float()
-    total = wide.logsumexp(-1, keepdim=True)
+    total = _widened(logits).logsumexp(-1, keepdim=True)
     for count in (_HEAD, logits.shape[-1]):
         if count >= logits.shape[-1]:
             best, places = logits.sort(dim=-1, descending=True, stable=True)
@@ -163,7 +165,7 @@ def generate(
     live = torch.arange(rows, device=device)
     logits, cache = scorer.begin(prompt, mask)
     ends = _end_ids(scorer, eos_id, logits)
-    scores = log_probabilities(logits[:, :1]).new_zeros(rows)
+    scores = _widened(logits[:0]).new_zeros(rows)
     for step in range(max_new_tokens):
         tokens = choose(logits, generator)
         sequences[live, step] = tokens
@@ -263,7 +265,7 @@ class _Beams:
     ) -> None:
         rows = len(logits)
         self.width, self.longest, self.penalty, self.ends = width, longest, penalty, ends
-        like = log_probabilities(logits[:1])
+        like = _widened(logits[:0])
         self.live = torch.arange(rows, device=logits.device)  # rows that are not done
         self.scores = like.new_zeros(rows, 1)  # [live row, beam]
         self.tokens = ends.new_zeros(rows, 1, 0)  # [live row, beam, step]
