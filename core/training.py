@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from kexue.core.errors import ArgumentError, FileFormatError, ManifestError
 from kexue.core.files import atomic_path, atomic_write, write_json
 from kexue.core.job import Job, Progress, Quiet
 
-__all__ = ["History", "Interrupted", "Trainable", "claim_folder", "read_config"]
+__all__ = ["History", "Interrupted", "Trainable", "adam", "claim_folder", "read_config"]
 
 Examples = Sequence[Any] | Tensor
 """What a module is fitted to: anything that has a length and can be indexed."""
@@ -196,7 +196,7 @@ class Trainable(nn.Module, ABC):
         optimizer = (
             make_optimizer(list(self.parameters()))
             if make_optimizer is not None
-            else torch.optim.Adam(self.parameters(), lr=lr)
+            else adam(self.parameters(), lr=lr)
         )
         plan = {"batch_size": batch_size, "seed": seed, "ema": ema, "data": _fingerprint(examples)}
         run = _Run(self, optimizer, Path(folder) if folder else None, plan, progress or Quiet())
@@ -704,6 +704,32 @@ def _check_numbers(*, lr: float, ema: float | None, **counts: int | None) -> Non
         raise ArgumentError(
             f"`ema` of fit must be between 0 and 1, such as 0.999. Found {ema}.", argument="ema"
         )
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Return Adam by the fused kernel, or as torch does it by default where there is none.
+
+    On a CPU and with models of a few dozen small tensors the default takes ten times as long.
+
+    Args:
+        parameters: What to step.
+        lr: Learning rate.
+    """
+    chosen = list(parameters)
+    return torch.optim.Adam(chosen, lr=lr, fused=_has_fused_kernel(chosen) or None)
+
+
+def _has_fused_kernel(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether the kernel takes these devices and types, which torch tells in the first step."""
+    kinds = {(p.device, p.dtype) for p in parameters}
+    probes = [nn.Parameter(torch.zeros(1, device=on, dtype=of)) for on, of in kinds]
+    for probe in probes:
+        probe.grad = torch.zeros_like(probe)
+    try:
+        torch.optim.Adam(probes, fused=True).step()
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _fingerprint(examples: Examples) -> int:

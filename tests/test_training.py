@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kexue.core.errors import ArgumentError, FileFormatError
-from kexue.core.training import History, Interrupted, Trainable
+from kexue.core.training import History, Interrupted, Trainable, adam
 
 
 class Line(Trainable):
@@ -396,3 +396,18 @@ def test_two_processes_fit_like_one(tmp_path: Path) -> None:
     assert len(two["epochs"]) == len(one["epochs"]) == 3
     assert two["epochs"][-1]["valid_loss"] < two["epochs"][0]["valid_loss"]
     assert len(list((tmp_path / "two").glob("weights-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused"), [(torch.float32, True), (torch.float64, True), (torch.complex64, None)]
+)
+def test_adam_is_fused_where_the_kernel_takes_the_numbers(
+    dtype: torch.dtype, fused: bool | None
+) -> None:
+    ours, plain = (nn.Parameter(torch.ones(3, dtype=dtype)) for _ in range(2))
+    optimizers = adam([ours], lr=0.1), torch.optim.Adam([plain], lr=0.1)
+    for parameter, optimizer in zip((ours, plain), optimizers, strict=True):
+        parameter.grad = torch.arange(3.0).to(dtype)
+        optimizer.step()
+    assert optimizers[0].defaults["fused"] is fused
+    torch.testing.assert_close(ours, plain)

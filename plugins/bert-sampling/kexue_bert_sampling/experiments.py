@@ -19,6 +19,7 @@ from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.device import make_generator
 from kexue.core.language import MaskedScorer, masked_scorer
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_bert_sampling.joint import JointScorer
 from kexue_bert_sampling.laws import all_texts, codes, stationary_law, total_variation
 from kexue_bert_sampling.sampler import MLMGibbs
@@ -99,7 +100,7 @@ def _learned(table: Tensor, steps: int, seed: int) -> MaskedScorer:
     torch.manual_seed(seed)
     model, generator = _Perceptron(), make_generator(seed)
     scorer = masked_scorer(model, mask_id=_TOKENS)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = adam(model.parameters(), lr=1e-2)
     states, law = all_texts(_TOKENS, _LENGTH), table.flatten().softmax(0)
     for _ in range(steps):
         rows = states[torch.multinomial(law, 256, replacement=True, generator=generator)]

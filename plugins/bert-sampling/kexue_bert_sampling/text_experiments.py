@@ -19,6 +19,7 @@ from kexue.core.device import make_generator
 from kexue.core.lab.data import text as embedded_text
 from kexue.core.lab.language import CharacterMaskedModel
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_bert_sampling.quality import Trigrams, ngrams, overlap, self_bleu
 from kexue_bert_sampling.sampler import MLMGibbs
 
@@ -101,7 +102,7 @@ def _fitted(rows: Sequence[str], steps: int) -> CharacterMaskedModel:
         for table in (model.embedding, model.body.positions):
             table.weight.normal_(std=0.1)
     ids, generator = model.collate(rows)["ids"], make_generator(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
+    optimizer = adam(model.parameters(), lr=8e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 8e-3, total_steps=steps, pct_start=0.1
     )

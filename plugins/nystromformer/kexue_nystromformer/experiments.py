@@ -15,6 +15,7 @@ from kexue.core.device import make_generator
 from kexue.core.errors import MissingDependencyError
 from kexue.core.lab.data import digits
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_nystromformer.attention import nystrom_attention
 from kexue_nystromformer.landmarks import even_means
 from kexue_nystromformer.layer import NystromAttention
@@ -322,7 +323,7 @@ def _train(
     model = _Classifier(num_landmarks)
     order = torch.randperm(len(images), generator=make_generator(seed))
     train, test = order[:-400], order[-400:]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = adam(model.parameters(), lr=1e-2)
     accuracies = []
     for _ in range(epochs):
         for rows in torch.split(train[torch.randperm(len(train))], 64):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.lab.data import text
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_zlpr.pairwise import PairwiseSoftmax
 from kexue_zlpr.subset import SubsetSoftmax
 from kexue_zlpr.zlpr import ZLPR
@@ -36,9 +37,10 @@ _POST = "https://kexue.fm/archives/7359"
 _SOFT_POST = "https://kexue.fm/archives/9064"
 _WEIGHTS = (1.0, 3.0, 10.0, 30.0)  # of the positives in the tuned binary cross-entropy
 _THRESHOLDS = tuple(0.5 * i for i in range(-12, 7))
+_HIDDEN = 256
 _SETTING = (
-    "Inputs: 729 counts of letter pairs; a perceptron with 256 hidden units, Adam 1e-3, batches of "
-    "64, three seeds. Train, validation and test lines come from different topics."
+    f"Inputs: 729 counts of letter pairs; a perceptron with {_HIDDEN} hidden units, Adam 1e-3, "
+    "batches of 64, three seeds. Train, validation and test lines come from different topics."
 )
 _TUNING = (
     "Tuning means: the weight of the positives and the threshold that are best on the validation "
@@ -112,30 +114,60 @@ def _f1(chosen: Tensor, target: Tensor) -> float:
     return 2 * hits / total if total else 1.0
 
 
-def _train(context: Context, task: _Task, loss: nn.Module, seed: int, epochs: int) -> _Run:
-    """Train a perceptron of one hidden layer with a loss, and measure it after every epoch."""
-    torch.manual_seed(seed)
+def _perceptrons(
+    features: int, classes: int, seeds: Sequence[int]
+) -> tuple[list[Tensor], list[torch.Generator]]:
+    """Draw perceptrons of one hidden layer, one per seed.
+
+    Returns:
+        Their weights and biases, stacked; and what draws the order of each one's rows.
+    """
+    drawn, generators = [], []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        layers = nn.Linear(features, _HIDDEN), nn.Linear(_HIDDEN, classes)
+        drawn.append([x for layer in layers for x in (layer.weight.detach().mT, layer.bias[None])])
+        generators.append(torch.Generator().set_state(torch.get_rng_state()))
+    return [torch.stack(of).detach() for of in zip(*drawn, strict=True)], generators
+
+
+def _logits(parameters: Sequence[Tensor], features: Tensor) -> Tensor:
+    """Return the logits ``[seed, row, class]`` of features ``[seed, row, feature]``."""
+    first, first_bias, second, second_bias = parameters
+    hidden = torch.baddbmm(first_bias, features.expand(len(first), -1, -1), first).relu()
+    return torch.baddbmm(second_bias, hidden, second)
+
+
+def _train(context: Context, task: _Task, loss: nn.Module, epochs: int) -> list[_Run]:
+    """Train a perceptron per seed with a loss, side by side; measure them after every epoch."""
     features, target = task.train
-    model = nn.Sequential(
-        nn.Linear(features.shape[1], 256), nn.ReLU(), nn.Linear(256, target.shape[1])
-    ).to(context.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    run = _Run([], [], [], [])
+    drawn, generators = _perceptrons(features.shape[1], target.shape[1], context.seeds)
+    model = [nn.Parameter(x.to(context.device)) for x in drawn]
+    optimizer = adam(model, lr=1e-3)
+    runs = [_Run([], [], [], []) for _ in context.seeds]
     for epoch in range(1, epochs + 1):
-        for rows in torch.split(torch.randperm(len(features)), 64):
+        order = torch.stack([torch.randperm(len(features), generator=g) for g in generators])
+        for rows in torch.split(order.to(context.device), 64, 1):
+            logits = _logits(model, features[rows])
             optimizer.zero_grad()
-            loss(model(features[rows]), target[rows]).backward()
+            # The mean is over all rows; times the seeds, each has the gradient that it has alone.
+            (len(runs) * loss(logits.flatten(0, 1), target[rows].flatten(0, 1))).backward()
             optimizer.step()
         with torch.no_grad():
-            valid, test = model(task.valid[0]), model(task.test[0])
-        on_valid = [_f1(valid > t, task.valid[1]) for t in _THRESHOLDS]
-        best = max(range(len(_THRESHOLDS)), key=on_valid.__getitem__)
-        run.at_zero.append(_f1(test > 0, task.test[1]))
-        run.tuned.append(_f1(test > _THRESHOLDS[best], task.test[1]))
-        run.valid_tuned.append(on_valid[best])
-        if epoch == min(_EARLY, epochs):
-            run.swept.extend(_f1(test > t, task.test[1]) for t in _THRESHOLDS)
-    return run
+            valid, test = (_logits(model, part[0][None]) for part in (task.valid, task.test))
+        for run, *scores in zip(runs, valid, test, strict=True):
+            _measure(run, task, *scores, sweep=epoch == min(_EARLY, epochs))
+    return runs
+
+
+def _measure(run: _Run, task: _Task, valid: Tensor, test: Tensor, *, sweep: bool) -> None:
+    on_valid = [_f1(valid > t, task.valid[1]) for t in _THRESHOLDS]
+    best = max(range(len(_THRESHOLDS)), key=on_valid.__getitem__)
+    run.at_zero.append(_f1(test > 0, task.test[1]))
+    run.tuned.append(_f1(test > _THRESHOLDS[best], task.test[1]))
+    run.valid_tuned.append(on_valid[best])
+    if sweep:
+        run.swept.extend(_f1(test > t, task.test[1]) for t in _THRESHOLDS)
 
 
 def _binary(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -185,12 +217,11 @@ def _all_runs(context: Context, task: _Task, classes: int) -> dict[str, list[_Ru
     epochs = context.pick(10, 4)
     losses: dict[str, nn.Module] = {"ZLPR": ZLPR()}
     losses |= {f"BCE, weight {w:g}": _Function(_binary(w)) for w in _WEIGHTS}
-    runs: dict[str, list[_Run]] = {name: [] for name in losses}
-    with context.progress.task(f"{classes} labels", len(losses) * len(context.seeds)) as bar:
+    runs: dict[str, list[_Run]] = {}
+    with context.progress.task(f"{classes} labels", len(losses)) as bar:
         for name, loss in losses.items():
-            for seed in context.seeds:
-                runs[name].append(_train(context, task, loss, seed, epochs))
-                bar.advance()
+            runs[name] = _train(context, task, loss, epochs)
+            bar.advance()
     return runs
 
 

@@ -26,6 +26,7 @@ from kexue.core.lab.data import text
 from kexue.core.lab.language import CharacterSeq2Seq
 from kexue.core.language import beam_search
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_exposure_bias.penalty import GradientPenaltyEmbedding
 from kexue_exposure_bias.replacement import TokenReplacement
 from kexue_exposure_bias.scheduled import linear_decay, mix_predictions
@@ -206,7 +207,7 @@ def _train(
     model = CharacterSeq2Seq(_ALPHABET, width=_WIDTH).to(context.device)
     training = method(model, make_generator(seed, context.device))
     batch = _collated(model, pairs, model.output.weight)
-    optimizer = torch.optim.Adam(model.parameters(), lr=_LR)
+    optimizer = adam(model.parameters(), lr=_LR)
     epochs = context.pick(14, 2)
     steps = epochs * -(-len(pairs) // _BATCH)
     start, step = time.perf_counter(), 0

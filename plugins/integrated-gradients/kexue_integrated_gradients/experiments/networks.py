@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kexue.core import Context
 from kexue.core.lab.data import digits
+from kexue.core.training import adam
 
 __all__ = ["SETTING", "Digits", "digit_network", "gradient"]
 
@@ -54,7 +55,7 @@ def _train(context: Context, seed: int, penalty: float) -> Digits:
     model = nn.Sequential(
         nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = adam(model.parameters(), lr=3e-3)
     for _ in range(context.pick(300, 150)):
         rows = train[torch.randint(len(train), (128,))]
         batch = x[rows].requires_grad_(penalty > 0)

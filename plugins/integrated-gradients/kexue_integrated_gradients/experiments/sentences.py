@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.lab.data import text
 from kexue.core.text import spread
+from kexue.core.training import adam
 from kexue_integrated_gradients import integrated_gradients, token_scores
 from kexue_integrated_gradients.pictures import bars
 
@@ -167,7 +168,7 @@ def _train(context: Context, seed: int) -> tuple[Words, Sentences]:
     test = _encoded([_split(line) for line in (*lines.valid, *lines.test)], vocabulary)
     torch.manual_seed(seed)
     model = Words(len(vocabulary) + 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = adam(model.parameters(), lr=3e-3)
     parts = [(train.labels == label).nonzero()[:, 0] for label in (0, 1)]
     for _ in range(context.pick(300, 150)):
         rows = torch.cat([part[torch.randint(len(part), (32,))] for part in parts])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kexue.core.lab.language import CharacterSeq2Seq
 from kexue.core.language import beam_search, pad_ids
+from kexue.core.training import adam
 from kexue_trie_decoding.index import TrieIndex
 from kexue_trie_decoding.trie_beam import TrieBeam
 
@@ -43,7 +44,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = CharacterSeq2Seq(alphabet, width=width).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr)
+    optimizer = adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
