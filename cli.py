@@ -204,11 +204,14 @@ def reproduce(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the page.")] = Path(
         "reports"
     ),
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Processes side by side.", metavar="N")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, xpu.")] = "auto",
     json_: _JSON = False,
 ) -> None:
     """Measure what posts claim; write a page of verdicts and plots."""
-    from kexue.core.experiments import find_experiments, run_experiment, to_json
+    from kexue.core.experiments import find_experiments, to_json
 
     if not names and not all_:
         raise UsageError(
@@ -218,19 +221,15 @@ def reproduce(
     if not experiments:
         raise UsageError("No experiments are installed. `kexue list --all` shows the plugins.")
     from kexue.core.device import resolve_device
-    from kexue.core.experiments import Context
     from kexue.core.report import write_report
+    from kexue.core.workers import run_experiments
 
-    bars = progress(quiet=json_)
-    context = Context(resolve_device(device), quick=quick, progress=bars)
-    outcomes = []
-    with bars.task("experiments", len(experiments)) as task:
-        for experiment in experiments:
-            bars.say(f"{experiment.id}: {experiment.summary}")
-            outcomes.append(run_experiment(experiment, context))
-            task.advance()
+    where, bars = resolve_device(device), progress(quiet=json_)
+    outcomes = run_experiments(
+        experiments, registry, device=where, quick=quick, jobs=jobs, progress=bars
+    )
     command = " ".join(["kexue reproduce", *(names or ["--all"]), *(["--quick"] if quick else [])])
-    page = write_report(outcomes, out, command=command, quick=quick)
+    page = write_report(outcomes, out, command=command, quick=quick, jobs=jobs)
     if json_:
         print_json({"schema": 1, "page": str(page), "experiments": [to_json(o) for o in outcomes]})
     else:

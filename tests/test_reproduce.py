@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from kexue.core import Claim, Component, Context, Experiment, Figure, Registry, Report, Table
 from kexue.core.errors import ComponentNotFoundError
 from kexue.core.experiments import Outcome, find_experiments, run_experiment, to_json
+from kexue.core.job import Quiet
 from kexue.core.report import write_report
 from kexue.core.text import format_cell, spread
+from kexue.core.workers import run_experiments, units
 
 HERE = Path(__file__)
 
@@ -44,6 +47,22 @@ def failing(context: Context) -> Report:
 
 def wrong(context: Context) -> int:
     return len(context.seeds)
+
+
+def dying(context: Context) -> Report:
+    os._exit(7 if context.quick else 8)
+
+
+class UnsendableError(Exception):
+    """Cannot be pickled: it is made from two things and keeps one."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one + two)
+
+
+def unsendable(context: Context) -> Report:
+    context.progress.say("about to fail")
+    raise UnsendableError(1, 2)
 
 
 def context(*, quick: bool = False) -> Context:
@@ -152,3 +171,55 @@ def test_spread_and_cells() -> None:
     assert format_cell(0.123456) == "0.1235"
     assert format_cell(float("nan")) == "–"
     assert format_cell("x") == "x"
+
+
+# -- side by side --------------------------------------------------------------------------------
+
+
+class Said(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_side_by_side_finds_the_same_and_survives_a_process(tmp_path: Path) -> None:
+    registry = Registry(discover=False)
+    for slug, names in {
+        "a": ["good", "dying", "failing"],
+        "b": ["unsendable"],
+        "c": ["good"],
+    }.items():
+        registry.register([experiment(name) for name in names], slug=slug, owner=f"kexue-{slug}")
+    experiments, progress = registry.experiments(), Said()
+    outcomes = run_experiments(
+        experiments, registry, device=torch.device("cpu"), quick=True, jobs=2, progress=progress
+    )
+    alone = run_experiment(experiment("good"), context(quick=True)).report
+    assert alone is not None
+    assert [o.experiment.id for o in outcomes] == [e.id for e in experiments]
+    good_ones = [o.report for o in (outcomes[0], outcomes[4])]
+    assert all(r is not None and list(r.claims) == list(alone.claims) for r in good_ones)
+    assert [str(o.error) for o in outcomes[1:4]] == [
+        "Its process ended with exit code 7.",
+        "Its process ended with exit code 7.",
+        "UnsendableError: 3",
+    ]
+    assert {"about to fail", "c/good: Runs good."} <= {*progress.lines}
+    page = write_report(outcomes, tmp_path, command="kexue reproduce", quick=True, jobs=2)
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/svg+xml") == 2
+    assert "2 processes side by side" in html
+
+
+def test_units_keep_together_what_may_share_results() -> None:
+    installed = Registry()
+    names = [p.slug for p in installed.plugins if p.experiments and p.state == "ok"]
+    found = [{e.plugin for e in unit} for unit in units(installed.experiments(), installed)]
+    assert sorted(slug for unit in found for slug in unit) == sorted(names)
+    for unit in found:
+        if "memm" in unit:
+            assert unit == {"crf", "memm"}
+        if "zlpr" in unit:
+            assert unit == {"zlpr"}

@@ -29,7 +29,7 @@ FLOORS = {
     "contracts": "interfaces.*",
     "language": "language language.*",
     "lab": "lab.*",
-    "verbs": "run report",
+    "verbs": "run report workers",
     "kit": "conformance conformance.*",
     "terminal": "console console.*",
 }
