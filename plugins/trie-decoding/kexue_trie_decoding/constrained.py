@@ -95,7 +95,7 @@ class Constrained(NextTokenScorer):
     def _constrained(self, logits: Tensor, cache: _Cache) -> Tensor:
         if self.lookahead is None or cache.ahead is None:
             return self.index.mask(logits, cache.nodes)
-        self.index.check_logits(logits, cache.nodes)
+        self.index.check_logits(logits, len(cache.nodes))
         edges = self.index.edges(cache.nodes)
         gains = self.lookahead.gains(edges, self.index, *cache.ahead)
         # the probabilities whose roots are taken are those among all tokens, as in the post

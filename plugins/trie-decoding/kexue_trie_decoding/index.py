@@ -18,7 +18,8 @@ from kexue.core.component import PAD
 from kexue.core.lines import check_file, detail
 from kexue.core.writing import atomic_path
 from kexue_trie_decoding.building import bits_of, flatten, grow
-from kexue_trie_decoding.kernels import expand, search, span, tensor, view
+from kexue_trie_decoding.kernels import Array, Tree, expand, tensor, view
+from kexue_trie_decoding.masking import masked, places
 
 __all__ = ["Edges", "TrieIndex"]
 
@@ -139,7 +140,7 @@ class TrieIndex:
             f"{self.nbytes / 1e6:.3g} MB, device {str(self.device)!r})"
         )
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the arrays are."""
         return self._keys.device
@@ -176,12 +177,13 @@ class TrieIndex:
         return self._arrays["keys"]
 
     @cached_property
-    def _view(self) -> Any:
-        return view(self._keys)
+    def tree(self) -> Tree:
+        """The edges, for the arithmetic of ``kernels``."""
+        return Tree(view(self._keys), self._bits)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is derived: a copy of a view would be no view."""
-        return {name: value for name, value in self.__dict__.items() if name != "_view"}
+        return {name: value for name, value in self.__dict__.items() if name != "tree"}
 
     # -- a batch of nodes --------------------------------------------------------------------------
 
@@ -191,12 +193,10 @@ class TrieIndex:
         Args:
             nodes: Nodes, or -1.
         """
-        keys, at = self._view, view(nodes)
-        edge, rows = expand(*span(keys, at, self._bits))
-        tokens = keys[edge] & self._token
+        edge, rows = expand(*self.tree.span(view(nodes)))
         # the last edge, by which ended rows go on, leads nowhere
-        after = (edge + 2) * (edge < len(keys) - 1) - 1
-        return Edges(tensor(rows), tensor(tokens), tensor(after))
+        after = (edge + 2) * (edge < len(self._keys) - 1) - 1
+        return Edges(tensor(rows), tensor(self.tree.tokens(edge)), tensor(after))
 
     def advance(
         self, nodes: Int[Tensor, " row"], tokens: Int[Tensor, " row"]
@@ -207,10 +207,7 @@ class TrieIndex:
             nodes: Nodes, or -1.
             tokens: A token for each.
         """
-        at, token = view(nodes), view(tokens)
-        edge, hit = search(self._view, (at << self._bits) + token)
-        hit = hit & (token >= 0) & (token < self.num_tokens) & (at >= 0)
-        return tensor((edge + 2) * hit - 1)
+        return tensor(self.tree.follow(view(nodes), view(tokens)))
 
     def allowed(self, nodes: Int[Tensor, " row"], num_tokens: int) -> Bool[Tensor, "row token"]:
         """Return which tokens may follow some nodes.
@@ -219,15 +216,10 @@ class TrieIndex:
             nodes: Nodes, or -1.
             num_tokens: Size of the vocabulary.
         """
+        flat = places(self.tree, *self.tree.span(view(nodes)), num_tokens)
         table = torch.zeros(len(nodes), num_tokens, dtype=torch.bool, device=nodes.device)
-        table.view(-1).index_fill_(0, self._flat(nodes, num_tokens), True)
+        table.view(-1).index_fill_(0, tensor(flat), True)
         return table
-
-    def _flat(self, nodes: Tensor, num_tokens: int) -> Tensor:
-        """Return the places of what may follow in a flat table ``[row, token]``."""
-        keys = self._view
-        edge, rows = expand(*span(keys, view(nodes), self._bits))
-        return tensor(rows * num_tokens + (keys[edge] & self._token))
 
     def mask(
         self, logits: Float[Tensor, "row token"], nodes: Int[Tensor, " row"]
@@ -244,49 +236,30 @@ class TrieIndex:
         Raises:
             ArgumentError: If the shapes do not fit, or the vocabulary is too small for the index.
         """
-        self.check_logits(logits, nodes)
-        keys, at = self._view, view(nodes)
-        begin, degree = span(keys, at, self._bits)
-        if 8 * int(degree.sum()) > logits.numel():
-            # so many edges only near the root, whose few nodes the rows have in common
-            shared, place = torch.unique(nodes, return_inverse=True)
-            banned = logits.new_full((len(shared), logits.shape[1]), -torch.inf)
-            banned.view(-1).index_fill_(0, self._flat(shared, logits.shape[1]), 0)
-            # a sum is several times faster than a choice, and NaN where that would differ
-            out = logits + (banned[place] if len(shared) > 1 else banned)
-            sound = bool((out.amax(1) > -torch.inf).all())
-        else:
-            edge, rows = expand(begin, degree)
-            flat = tensor(rows * logits.shape[1] + (keys[edge] & self._token))
-            scores = logits.reshape(-1).gather(0, flat)
-            out = logits.new_full(logits.shape, -torch.inf)
-            out.view(-1).scatter_(0, flat, scores)
-            sound = not len(scores) or scores.amin().item() > -torch.inf  # NaN is not
-        return out if sound else self._repaired(out, nodes)
+        return self.masked(logits, view(nodes))
 
-    def _repaired(self, out: Tensor, nodes: Tensor) -> Tensor:
-        """Return masked logits with a candidate in every row, and no NaN."""
-        out = out.masked_fill(out.isnan(), -torch.inf)
-        lost = out.amax(1).isneginf()
-        out[lost] = out[lost].masked_fill(self.allowed(nodes[lost], out.shape[1]), 0)
-        return out
+    def masked(self, logits: Tensor, nodes: Array) -> Tensor:
+        """Return what :meth:`mask` does, of nodes as :func:`~kernels.view` gives them."""
+        self.check_logits(logits, len(nodes))
+        return masked(logits, self.tree, nodes)
 
-    def check_logits(self, logits: Tensor, nodes: Tensor) -> None:
-        """Refuse logits that are not those of some nodes.
+    def check_logits(self, logits: Tensor, rows: int) -> None:
+        """Refuse logits that are not those of so many nodes.
 
         Raises:
             ArgumentError: If the shapes do not fit, or the vocabulary is too small for the index.
         """
-        if logits.ndim != 2 or len(logits) != len(nodes):
+        shape = logits.shape
+        if len(shape) != 2 or shape[0] != rows:
             raise ArgumentError(
-                f"`logits` must have shape [row, token] with one row for each of the {len(nodes)} "
-                f"nodes. Found {list(logits.shape)}.",
+                f"`logits` must have shape [row, token] with one row for each of the {rows} "
+                f"nodes. Found {list(shape)}.",
                 argument="logits",
             )
-        if logits.shape[1] < self.num_tokens:
+        if shape[1] < self.num_tokens:
             raise ArgumentError(
                 f"`logits` must score every token of the index, whose greatest id is "
-                f"{self.num_tokens - 1}. Found a vocabulary of {logits.shape[1]}. Encode the "
+                f"{self.num_tokens - 1}. Found a vocabulary of {shape[1]}. Encode the "
                 f"database with the model's own vocabulary.",
                 argument="logits",
             )

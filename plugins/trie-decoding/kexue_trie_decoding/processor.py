@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kexue.core import ArgumentError
 from kexue_trie_decoding.index import TrieIndex
-from kexue_trie_decoding.kernels import match, tensor, view
+from kexue_trie_decoding.kernels import Array, copied, match, tensor, view
 
 __all__ = ["TrieLogitsProcessor"]
 
@@ -41,7 +41,7 @@ class TrieLogitsProcessor:
     def __init__(self, index: TrieIndex, *, start: int | None = None) -> None:
         self.index = index
         self.start = start
-        self._seen: tuple[Tensor, Tensor] | None = None  # tokens [row, time], nodes [row]
+        self._seen: tuple[Array, Array] | None = None  # tokens [row, time], nodes [row]
 
     def __call__(
         self, input_ids: Int[Tensor, "row time"], scores: Float[Tensor, "row token"]
@@ -64,17 +64,18 @@ class TrieLogitsProcessor:
                 f"of generate.",
                 argument="input_ids",
             )
-        self.index = self.index.to(scores.device)
-        ids = input_ids[:, self.start :]
+        if self.index.device != scores.device:
+            self.index, self._seen = self.index.to(scores.device), None
+        ids = view(input_ids)[:, self.start :]
         nodes = self._nodes(ids)
-        self._seen = ids.clone(), nodes
-        return self.index.mask(scores, nodes)
+        self._seen = copied(ids), nodes
+        return self.index.masked(scores, nodes)
 
-    def _nodes(self, ids: Tensor) -> Tensor:
+    def _nodes(self, ids: Array) -> Array:
         found = self._continued(ids)
         if found is not None:
             return found
-        nodes = self._from_root(ids)
+        nodes = self._from_root(tensor(ids))
         lost = (nodes < 0).nonzero().flatten().tolist()
         if lost:
             raise ArgumentError(
@@ -82,7 +83,7 @@ class TrieLogitsProcessor:
                 f"not, from place {self.start}. Give `start`, the length of the prompt.",
                 argument="input_ids",
             )
-        return nodes
+        return view(nodes)
 
     def _from_root(self, ids: Tensor) -> Tensor:
         """Walk; what stands behind the end token is padding."""
@@ -90,13 +91,12 @@ class TrieLogitsProcessor:
         behind = ended - (ids == self.index.end_id).long() > 0
         return self.index.walk(ids.masked_fill(behind, -1))
 
-    def _continued(self, ids: Tensor) -> Tensor | None:
+    def _continued(self, ids: Array) -> Array | None:
         """Return the nodes if every row is one of the last step's, in any order, and a token."""
         if self._seen is None or ids.shape[1] != self._seen[0].shape[1] + 1:
             return None
         before, nodes = self._seen
-        if before.device != ids.device or not len(before):
+        if not len(nodes):
             return None
-        given, seen = view(ids), view(before)
-        rows = match(seen, given[:, :-1])
-        return None if rows is None else self.index.advance(nodes[tensor(rows)], ids[:, -1])
+        rows = match(before, ids[:, :-1])
+        return None if rows is None else self.index.tree.follow(nodes[rows], ids[:, -1])

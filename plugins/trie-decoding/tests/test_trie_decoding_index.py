@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kexue.core import ArgumentError, FileFormatError
 from kexue_trie_decoding import TrieIndex
-from kexue_trie_decoding.kernels import expand, match, search, span
+from kexue_trie_decoding.kernels import Tree, expand, match
 
 END = 0
 Sequences = list[list[int]]
@@ -218,20 +218,20 @@ def test_masking_modifies_nothing() -> None:
 def test_kernels_give_the_same_on_tensors_and_arrays() -> None:
     rng = np.random.default_rng(0)
     keys = np.unique(rng.integers(0, 500, 200))
+    keys = np.append(keys, 63 << 3)
     nodes = np.array([-1, 0, 3, 7, 7, 62])
     for array, of_tensor in zip(
-        expand(*span(keys, nodes, 3)),
-        expand(*span(torch.from_numpy(keys), torch.from_numpy(nodes), 3)),
+        expand(*Tree(keys, 3).span(nodes)),
+        expand(*Tree(torch.from_numpy(keys), 3).span(torch.from_numpy(nodes))),
         strict=True,
     ):
         assert array.tolist() == of_tensor.tolist()
-    wanted = np.array([0, 17, 600])
-    for array, of_tensor in zip(
-        search(keys, wanted),
-        search(torch.from_numpy(keys), torch.from_numpy(wanted)),
-        strict=True,
-    ):
-        assert array.tolist() == of_tensor.tolist()
+    tokens = np.array([1, 4, 2, 9, 3, -1])
+    array, of_tensor = (
+        Tree(make(keys), 3).follow(make(nodes), make(tokens))
+        for make in (np.array, torch.from_numpy)
+    )
+    assert array.tolist() == of_tensor.tolist()
 
 
 def test_rows_are_matched_with_equal_rows() -> None:
