@@ -30,6 +30,13 @@ class Flat(NamedTuple):
     tokens: Ints
     lengths: Ints
 
+    def padded(self) -> Ints:
+        """Return them as ``[sequence, time]``, right-padded."""
+        inside = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+        matrix = np.full(inside.shape, PAD)
+        matrix[inside] = self.tokens
+        return matrix
+
 
 class Arrays(NamedTuple):
     """A tree whose nodes are numbered level by level, siblings by token; see ``TrieIndex``.
@@ -38,22 +45,27 @@ class Arrays(NamedTuple):
         keys: Shape ``[edge]``, ascending: parent << bits | token; edge e leads to node e + 1.
         num_tokens: One more than the greatest id.
         levels: Shape ``[level + 1]``: the first node of each level, and how many nodes there are.
-        leaves: Shape ``[sequence]``: where each ends.
+        leaves: Shape ``[entry]``, ascending: the node that ends each.
+        firsts: Shape ``[entry + 1]``: where the rows of each entry begin.
+        rows: Shape ``[row]``: the sequences that are each entry, ascending within it.
     """
 
     keys: Ints
     num_tokens: int
     levels: list[int]
     leaves: Ints
+    firsts: Ints
+    rows: Ints
 
 
-def flatten(sequences: Any, end_id: int) -> Flat:
+def flatten(sequences: Any, end_id: int, *, may_be_none: bool = False) -> Flat:
     """Return sequences of any accepted form, without the end token.
 
     Args:
         sequences: Sequences of ids; or an array or tensor ``[sequence, time]`` of whole numbers,
             right-padded with :data:`~kexue.core.component.PAD`.
         end_id: The end token, at most once and last in a sequence.
+        may_be_none: Whether there may be no sequence.
 
     Raises:
         ArgumentError: If there is none, or an id is negative, no whole number, or the end token
@@ -63,7 +75,7 @@ def flatten(sequences: Any, end_id: int) -> Flat:
         flat = _from_matrix(sequences.cpu().numpy() if isinstance(sequences, Tensor) else sequences)
     else:
         flat = _from_lists(sequences)
-    if not len(flat.lengths):
+    if not len(flat.lengths) and not may_be_none:
         raise ArgumentError(
             "`sequences` must hold at least one sequence: nothing can be decoded from an empty "
             "database. Found none.",
@@ -174,7 +186,10 @@ def grow(flat: Flat, end_id: int) -> Arrays:
         leaves[live[ended]] = node[ended]
         levels.append(levels[-1] + len(keys[-1]))
         live, node = live[~ended], node[~ended]
-    return Arrays(np.concatenate(keys), num_tokens, levels, leaves)
+    rows = np.argsort(leaves, kind="stable")
+    leaves, counts = np.unique(leaves, return_counts=True)
+    firsts = np.concatenate([[0], np.cumsum(counts)])
+    return Arrays(np.concatenate(keys), num_tokens, levels, leaves, firsts, rows)
 
 
 def bits_of(num_tokens: int) -> int:

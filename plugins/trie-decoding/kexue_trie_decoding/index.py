@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +12,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kexue.core import ArgumentError, FileFormatError
+from kexue.core import ArgumentError
 from kexue.core.component import PAD
-from kexue.core.lines import check_file, detail
-from kexue.core.writing import atomic_path
-from kexue_trie_decoding.building import bits_of, flatten, grow
+from kexue_trie_decoding import storage
+from kexue_trie_decoding.building import Arrays, bits_of, flatten, grow
 from kexue_trie_decoding.kernels import Array, Tree, expand, tensor, view
-from kexue_trie_decoding.masking import masked, places
+from kexue_trie_decoding.masking import check, masked, places
+from kexue_trie_decoding.updating import merge, prune
 
 __all__ = ["Edges", "TrieIndex"]
 
-_FORM = "kexue trie 1"
-_ARRAYS = ("keys", "leaves", "firsts", "rows")
 _AT_ONCE = 4096  # entries that are read in one go
 
 
@@ -103,19 +100,93 @@ class TrieIndex:
                 f"`end_id` must be the id of a token, at least 0. Found {end_id}.",
                 argument="end_id",
             )
-        grown = grow(flatten(sequences, end_id), end_id)
-        leaves, counts = np.unique(grown.leaves, return_counts=True)
+        return cls._of(grow(flatten(sequences, end_id), end_id), end_id)
+
+    @classmethod
+    def _of(cls, grown: Arrays, end_id: int) -> Self:
         # the edge that -1 and ended entries are left by stands behind all others
         behind = (len(grown.keys) + 1 << bits_of(grown.num_tokens)) + end_id
         arrays = {
             "keys": torch.from_numpy(np.append(grown.keys, behind)),
-            "leaves": torch.from_numpy(leaves),
-            "firsts": torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
-            "rows": torch.from_numpy(np.argsort(grown.leaves, kind="stable")),
+            "leaves": torch.from_numpy(grown.leaves),
+            "firsts": torch.from_numpy(grown.firsts),
+            "rows": torch.from_numpy(grown.rows),
         }
-        if max(len(grown.keys), len(grown.leaves)) < 2**31 - 1:
+        if max(len(grown.keys), len(grown.rows)) < 2**31 - 1:
             arrays |= {name: arrays[name].int() for name in ("leaves", "firsts", "rows")}
         return cls(arrays, grown.levels, grown.num_tokens, end_id)
+
+    # -- updates -----------------------------------------------------------------------------------
+
+    def add(self, sequences: Any) -> Self:
+        """Return the index of more sequences: what :meth:`build` makes of the old and these.
+
+        Rows are counted on: the first of these is row :attr:`num_rows`. A sequence that is an entry
+        gives it one more row. This index, and a file that it is mapped from, stay as they are;
+        :meth:`save` may write to the same file.
+
+        Args:
+            sequences: As for :meth:`build`; there may be none.
+
+        Raises:
+            ArgumentError: As for :meth:`build`.
+
+        Example:
+            >>> from kexue_trie_decoding import TrieIndex
+            >>> index = TrieIndex.build([[5, 7], [5]], end_id=0)
+            >>> more = index.add([[5, 8], [5]])
+            >>> list(more), more.rows_of(int(more.find([[5]])[0]))
+            ([[5], [5, 7], [5, 8]], [1, 3])
+        """
+        flat = flatten(sequences, self.end_id, may_be_none=True)
+        if not len(flat.lengths):
+            return self
+        grown = merge(self._grown(), grow(flat, self.end_id))
+        return self._of(grown, self.end_id).to(self.device)
+
+    def remove(self, sequences: Any) -> Self:
+        """Return the index without some entries: what :meth:`build` makes of the other sequences.
+
+        An entry goes with all its rows, and the rows that are left move up, as in the list that it
+        was built of. Sequences that begin with a removed one stay.
+
+        Args:
+            sequences: Entries, as for :meth:`build`; there may be none, and equal ones.
+
+        Raises:
+            ArgumentError: If one is no entry, or no entry would be left.
+
+        Example:
+            >>> from kexue_trie_decoding import TrieIndex
+            >>> index = TrieIndex.build([[5, 7], [5], [6]], end_id=0)
+            >>> list(index.remove([[5]]))
+            [[6], [5, 7]]
+        """
+        flat = flatten(sequences, self.end_id, may_be_none=True)
+        found = self.find(torch.from_numpy(flat.padded())).cpu().numpy()
+        unknown = np.flatnonzero(found < 0)
+        if len(unknown):
+            raise ArgumentError(
+                f"`sequences` must be entries of the index. Sequence {unknown[0]} is none. "
+                f"`index.find` tells which are.",
+                argument="sequences",
+            )
+        entries = np.unique(found)
+        if len(entries) == len(self):
+            raise ArgumentError(
+                f"`sequences` must leave at least one of the {len(self)} entries: nothing can be "
+                f"decoded from an empty database.",
+                argument="sequences",
+            )
+        if not len(entries):
+            return self
+        return self._of(prune(self._grown(), entries, self.end_id), self.end_id).to(self.device)
+
+    def _grown(self) -> Arrays:
+        host = {name: array.cpu().numpy() for name, array in self._arrays.items()}
+        keys = host.pop("keys")[:-1]
+        wide = {name: array.astype(np.int64) for name, array in host.items()}
+        return Arrays(keys, self.num_tokens, list(self.levels), **wide)
 
     # -- what it holds -----------------------------------------------------------------------------
 
@@ -249,20 +320,7 @@ class TrieIndex:
         Raises:
             ArgumentError: If the shapes do not fit, or the vocabulary is too small for the index.
         """
-        shape = logits.shape
-        if len(shape) != 2 or shape[0] != rows:
-            raise ArgumentError(
-                f"`logits` must have shape [row, token] with one row for each of the {rows} "
-                f"nodes. Found {list(shape)}.",
-                argument="logits",
-            )
-        if shape[1] < self.num_tokens:
-            raise ArgumentError(
-                f"`logits` must score every token of the index, whose greatest id is "
-                f"{self.num_tokens - 1}. Found a vocabulary of {shape[1]}. Encode the "
-                f"database with the model's own vocabulary.",
-                argument="logits",
-            )
+        check(logits, rows, self.num_tokens)
 
     def walk(self, prefixes: Any) -> Int[Tensor, " row"]:
         """Return the node of each prefix; -1 if no entry begins with it.
@@ -346,12 +404,8 @@ class TrieIndex:
         Args:
             path: The file, which appears when it is whole.
         """
-        from safetensors.torch import save_file
-
         numbers = {"end_id": self.end_id, "num_tokens": self.num_tokens, "levels": self.levels}
-        arrays = {name: array.cpu().contiguous() for name, array in self._arrays.items()}
-        with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"form": _FORM, "numbers": json.dumps(numbers)})
+        storage.save(path, self._arrays, numbers)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -363,25 +417,8 @@ class TrieIndex:
         Raises:
             FileFormatError: If it is no such file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        check_file(Path(path))
-        try:
-            with safe_open(path, framework="pt") as opened:
-                said = opened.metadata() or {}
-                names = set(opened.keys())
-                if said.get("form") != _FORM or names != set(_ARRAYS):
-                    raise FileFormatError(
-                        f"{path} is no index of sequences. `TrieIndex.save` writes one.", path=path
-                    )
-                arrays = {name: opened.get_tensor(name) for name in _ARRAYS}
-        except SafetensorError as error:
-            raise FileFormatError(
-                f"{path} is no whole safetensors file: {detail(error)}. `TrieIndex.save` writes "
-                f"an index.",
-                path=path,
-            ) from error
-        return cls(arrays, **json.loads(said["numbers"]))
+        arrays, numbers = storage.load(path)
+        return cls(arrays, **numbers)
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:

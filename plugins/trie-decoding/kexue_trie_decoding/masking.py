@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kexue.core import ArgumentError
 from kexue_trie_decoding.kernels import Array, Tree, expand, tensor, view
 
-__all__ = ["masked", "places", "sound"]
+__all__ = ["check", "masked", "places", "sound"]
 
 
 def masked(logits: Tensor, tree: Tree, nodes: Array) -> Tensor:
@@ -69,3 +70,30 @@ def sound(scores: Array, degree: Array) -> Array:
     best = found.new_full(counts.shape, -torch.inf)
     best.scatter_reduce_(0, row, found.detach(), "amax")
     return found.masked_fill(best.isneginf()[row], 0)
+
+
+def check(logits: Tensor, rows: int, num_tokens: int) -> None:
+    """Refuse logits that are not those of so many rows and at least so many tokens.
+
+    Args:
+        logits: What is given.
+        rows: How many nodes there are.
+        num_tokens: One more than the greatest id.
+
+    Raises:
+        ArgumentError: If the shapes do not fit, or the vocabulary is too small for the index.
+    """
+    shape = logits.shape
+    if len(shape) != 2 or shape[0] != rows:
+        raise ArgumentError(
+            f"`logits` must have shape [row, token] with one row for each of the {rows} "
+            f"nodes. Found {list(shape)}.",
+            argument="logits",
+        )
+    if shape[1] < num_tokens:
+        raise ArgumentError(
+            f"`logits` must score every token of the index, whose greatest id is "
+            f"{num_tokens - 1}. Found a vocabulary of {shape[1]}. Encode the "
+            f"database with the model's own vocabulary.",
+            argument="logits",
+        )

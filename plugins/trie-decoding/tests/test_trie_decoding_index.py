@@ -174,6 +174,18 @@ def test_masks_keep_the_dtype_and_take_views(dtype: torch.dtype) -> None:
     assert torch.equal(masked, index.mask(logits.T.contiguous(), torch.tensor([0, 1])))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("crowd", [1, 50])
+def test_gradients_reach_what_may_follow_alone(crowd: int, dtype: torch.dtype) -> None:
+    index = TrieIndex.build([[i + 1, 2] for i in range(crowd)], END)
+    logits = torch.randn(2, 60, generator=torch.Generator().manual_seed(0)).to(dtype)
+    nodes = torch.zeros(2, dtype=torch.int64)
+    (grad,) = torch.autograd.grad(
+        index.mask(logits.requires_grad_(), nodes)[index.allowed(nodes, 60)].sum(), logits
+    )
+    assert torch.equal(grad, index.allowed(nodes, 60).to(dtype))
+
+
 @pytest.mark.parametrize("crowd", [1, 50])
 def test_a_row_is_never_without_a_candidate(crowd: int) -> None:
     index = TrieIndex.build([[i + 1, 2] for i in range(crowd)], END)
