@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kexue.core.language import NextTokenScorer, check_prompt, log_probabilities, next_token_scorer
+from kexue.core.language import NextTokenScorer, check_prompt, next_token_scorer
 from kexue_trie_decoding.index import TrieIndex
-from kexue_trie_decoding.lookahead import Coverage, LookAhead, State
+from kexue_trie_decoding.kernels import view
+from kexue_trie_decoding.lookahead import LookAhead
+from kexue_trie_decoding.slots import Ahead, Candidates
 
 __all__ = ["Constrained"]
 
@@ -18,7 +20,7 @@ __all__ = ["Constrained"]
 class _Cache(NamedTuple):
     inner: Any
     nodes: Tensor  # [row]
-    ahead: tuple[Coverage, State] | None
+    ahead: Ahead | None
 
 
 class Constrained(NextTokenScorer):
@@ -67,8 +69,7 @@ class Constrained(NextTokenScorer):
         nodes = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         ahead = None
         if self.lookahead is not None:
-            coverage = Coverage(prompt.to(logits.device), mask.to(logits.device))
-            ahead = coverage, self.lookahead.begin(coverage, len(logits))
+            ahead = Ahead.begin(self.lookahead, prompt.to(nodes.device), mask.to(nodes.device))
         cache = _Cache(inner, nodes, ahead)
         return self._constrained(logits, cache), cache
 
@@ -79,27 +80,18 @@ class Constrained(NextTokenScorer):
         logits, inner = self.scorer.advance(cache.inner, tokens)
         ahead = cache.ahead
         if self.lookahead is not None and ahead is not None:
-            coverage, state = ahead
-            ahead = coverage, self.lookahead.advance(coverage, state, tokens)
+            ahead = ahead.advance(self.lookahead, tokens)
         after = _Cache(inner, self.index.advance(cache.nodes, tokens), ahead)
         return self._constrained(logits, after), after
 
     def select(self, cache: Any, rows: Int[Tensor, " new"]) -> Any:
         """Return the cache of some rows."""
         inner, nodes, ahead = cache
-        if ahead is not None:
-            coverage, state = ahead
-            ahead = coverage, State(*(part.index_select(0, rows) for part in state))
+        ahead = None if ahead is None else ahead.select(rows)
         return _Cache(self.scorer.select(inner, rows), nodes.index_select(0, rows), ahead)
 
     def _constrained(self, logits: Tensor, cache: _Cache) -> Tensor:
         if self.lookahead is None or cache.ahead is None:
             return self.index.mask(logits, cache.nodes)
-        self.index.check_logits(logits, len(cache.nodes))
-        edges = self.index.edges(cache.nodes)
-        gains = self.lookahead.gains(edges, self.index, *cache.ahead)
-        # the probabilities whose roots are taken are those among all tokens, as in the post
-        log_p = log_probabilities(logits)
-        roots = torch.ones_like(log_p)
-        roots[edges.rows, edges.tokens] = 1 + self.lookahead.strength * gains.to(log_p.dtype)
-        return self.index.mask(log_p / roots, cache.nodes)
+        found = Candidates.of(logits, view(cache.nodes), self.index, self.lookahead, cache.ahead)
+        return found.spread(logits, found.tokens, logits.shape[1])

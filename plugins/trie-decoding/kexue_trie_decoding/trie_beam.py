@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from kexue.core import ArgumentError, Decoder, DecodeResult, Example
 from kexue.core.language import beam_search, check_prompt
-from kexue_trie_decoding.constrained import Constrained
 from kexue_trie_decoding.index import TrieIndex
 from kexue_trie_decoding.lookahead import LookAhead
+from kexue_trie_decoding.slots import Slots
 
 __all__ = ["TrieBeam"]
 
@@ -111,7 +112,7 @@ class TrieBeam(Decoder):
                 entry, or its vocabulary is too small for the database.
             WorkError: If the model's scores are NaN throughout.
         """
-        scorer = Constrained(scores, self.index, lookahead=self.lookahead)
+        scorer = Slots(scores, self.index, lookahead=self.lookahead)
         longest = int(check_prompt(prompt, mask).sum(1).max()) if prompt.numel() else 0
         room = scorer.room(longest)
         if room is not None and room < self.index.max_length:
@@ -121,7 +122,7 @@ class TrieBeam(Decoder):
                 f"Found a prompt of {longest} tokens, which leaves {max(room, 0)}.",
                 argument="prompt",
             )
-        return beam_search(
+        found = beam_search(
             scorer,
             prompt,
             mask=mask,
@@ -130,6 +131,7 @@ class TrieBeam(Decoder):
             length_penalty=self.length_penalty,
             num_return=self.num_return,
         )
+        return replace(found, sequences=scorer.said(found.sequences))
 
     @classmethod
     def example(cls, *, generator: torch.Generator | None = None) -> Example:

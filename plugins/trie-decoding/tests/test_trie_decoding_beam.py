@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kexue.core import ArgumentError, create
 from kexue.core.lab.language import CharacterModel, CharacterSeq2Seq
-from kexue.core.language import draw, generate, pad_ids
+from kexue.core.language import beam_search, draw, generate, pad_ids
 from kexue_trie_decoding import Constrained, LookAhead, TrieBeam, TrieIndex
 from kexue_trie_decoding.trie_beam import sums
 
@@ -103,6 +103,26 @@ def test_a_batch_gives_what_its_rows_give_alone_and_padding_is_not_seen(
         alone = decoder.decode(models[kind], prompt=torch.tensor([row]))
         assert alone.tolist() == together.tolist()[2 * i : 2 * i + 2]
         torch.testing.assert_close(alone.scores, together.scores[2 * i : 2 * i + 2])
+
+
+@pytest.mark.parametrize("end", [0, 4, 9])
+@pytest.mark.parametrize("lookahead", [None, LookAhead(0.7)])
+def test_it_finds_what_a_search_over_the_whole_vocabulary_finds(
+    end: int, lookahead: LookAhead | None
+) -> None:
+    tokens = [i for i in range(10) if i != end]
+    database = [list(s) for n in (1, 2, 3) for s in itertools.product(tokens[2:6], repeat=n)]
+    index = TrieIndex.build([*database, [tokens[0]]], end)
+    prompt = torch.randint(10, (5, 3), generator=torch.Generator().manual_seed(1))
+    settings_: dict[str, Any] = {"width": 6, "num_return": 6}
+    wanted = beam_search(
+        Constrained(model, index, lookahead=lookahead), prompt, max_new_tokens=4, **settings_
+    )
+    found = TrieBeam(index, lookahead=lookahead is not None, strength=0.7, **settings_).decode(
+        model, prompt=prompt
+    )
+    assert torch.equal(found.sequences, wanted.sequences)
+    torch.testing.assert_close(found.scores, wanted.scores)
 
 
 def test_sampling_draws_entries_with_their_probabilities() -> None:
