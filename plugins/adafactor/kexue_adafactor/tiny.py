@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["are_tiny", "means", "scaled"]
+__all__ = ["are_tiny", "means", "scaled", "spread_means"]
 
 _SHORT = 8  # the last axis, and
 _NUMBERS = 64  # numbers in one matrix, at most
@@ -35,11 +35,12 @@ def are_tiny(matrices: Tensor) -> bool:
     )
 
 
-def means(matrices: Tensor) -> tuple[Tensor, Tensor]:
+def means(matrices: Tensor, plus: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the means over columns, ``[*any, row]``, and over rows, ``[*any, column]``.
 
     Args:
         matrices: Shape ``[*any, row, column]``, contiguous.
+        plus: What is added to the means.
 
     Example:
         >>> import torch
@@ -50,8 +51,8 @@ def means(matrices: Tensor) -> tuple[Tensor, Tensor]:
     *lead, row, column = matrices.shape
     by_row, by_column = _spread(row, column, matrices.dtype)
     flat = matrices.view(-1, row * column)
-    over_columns = torch.mm(flat, by_row.t()).div_(column)
-    over_rows = torch.mm(flat, by_column.t()).div_(row)
+    over_columns = torch.mm(flat, by_row.t()).div_(column).add_(plus)
+    over_rows = torch.mm(flat, by_column.t()).div_(row).add_(plus)
     return over_columns.view(*lead, row), over_rows.view(*lead, column)
 
 
@@ -68,6 +69,21 @@ def scaled(matrices: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     product = torch.mm(rows.reshape(-1, row), by_row).mul_(matrices.view(-1, row * column))
     product.mul_(torch.mm(columns.reshape(-1, column), by_column))
     return product.view(matrices.shape)
+
+
+def spread_means(rows: Tensor) -> Tensor:
+    """Return the means over the last axis in the place of each entry.
+
+    Args:
+        rows: Shape ``[*any, row]``, contiguous.
+    """
+    row = rows.shape[-1]
+    return torch.mm(rows.view(-1, row), _uniform(row, rows.dtype)).view(rows.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _uniform(row: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((row, row), 1 / row, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,9 @@ CHOICES = {
     "everything": partial(
         Adafactor, lr=0.1, beta1=0.9, weight_decay=0.1, clip=0.5, factor_dims="largest"
     ),
+    "clamped, bfloat16 moment": partial(
+        Adafactor, lr=0.1, eps_mode="clamp", beta1=0.5, state_dtype=torch.bfloat16
+    ),
     "relative, whole": partial(Adafactor, lr=None, min_dim_to_factor=100),
 }
 

@@ -18,7 +18,7 @@ def found() -> dict[str, float]:
     return run_processes(WORKER)
 
 
-CHOICES = ("plain", "everything", "relative, whole")
+CHOICES = ("plain", "everything", "clamped, bfloat16 moment", "relative, whole")
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -157,6 +157,7 @@ CHOICES: list[dict[str, Any]] = [
     {"lr": 0.1},
     {"lr": 0.1, "beta1": 0.9},
     {"lr": None, "relative_step": True, "factor_dims": "largest"},
+    {"lr": 0.1, "beta1": 0.9, "eps_mode": "clamp", "state_dtype": torch.bfloat16},
 ]
 
 
@@ -175,11 +176,61 @@ def test_goes_on_from_a_state_dict(chosen: dict[str, Any], dtype: torch.dtype) -
     for p, twin in zip(own, twins, strict=True):
         for name, value in optimizer.state[p].items():
             if isinstance(value, Tensor):
-                assert resumed.state[twin][name].dtype == value.dtype == torch.float32
-                assert torch.equal(resumed.state[twin][name], value)
+                wanted = chosen.get("state_dtype") if name == "momentum" else None
+                assert value.dtype == (wanted or torch.float32)
+                assert torch.equal(resumed.state[twin][name].to(value.dtype), value)
     run(optimizer, own, range(3, 6))
     run(resumed, twins, range(3, 6))
     assert equal(own, twins)
+
+
+def test_goes_on_from_a_checkpoint_without_the_newer_settings() -> None:
+    own = make()
+    optimizer = Adafactor(own, lr=0.1, beta1=0.9, eps1=1e-30)
+    run(optimizer, own, range(2))
+    twins = [nn.Parameter(p.detach().clone()) for p in own]
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        del group["eps_mode"], group["state_dtype"]
+    resumed = Adafactor(twins, lr=0.7, eps_mode="clamp")
+    resumed.load_state_dict(saved)
+    run(optimizer, own, range(2, 4))
+    run(resumed, twins, range(2, 4))
+    assert equal(own, twins)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_first_moments_have_the_type_that_is_given(dtype: torch.dtype, named: bool) -> None:
+    """Only they; the steps are near those of full moments, of which they take half the bytes."""
+    low: Any = "bfloat16" if named else torch.bfloat16
+    own, full = make(dtype), make(dtype)
+    optimizer = Adafactor(own, lr=0.1, beta1=0.9, state_dtype=low)
+    peer = Adafactor(full, lr=0.1, beta1=0.9)
+    run(optimizer, own, range(5))
+    run(peer, full, range(5))
+    least = torch.promote_types(dtype, torch.float32)
+    for p, q in zip(own, full, strict=True):
+        for name, value in optimizer.state[p].items():
+            if isinstance(value, Tensor):
+                assert value.dtype == (torch.bfloat16 if name == "momentum" else least)
+        assert peer.state[q]["momentum"].dtype == least
+        torch.testing.assert_close(p, q, rtol=0.02, atol=0.02)
+    assert not equal(own, full)
+
+
+def test_first_moments_change_their_type_on_the_way() -> None:
+    own = make()
+    optimizer = Adafactor(own, lr=0.1, beta1=0.9)
+    run(optimizer, own, range(2))
+    before = {p: optimizer.state[p]["momentum"].clone() for p in own}
+    optimizer.param_groups[0]["state_dtype"] = torch.bfloat16
+    optimizer.param_groups[0]["beta1"] = 1 - 1e-6
+    run(optimizer, own, range(2, 3))
+    for p in own:
+        moment = optimizer.state[p]["momentum"]
+        assert moment.dtype == torch.bfloat16
+        torch.testing.assert_close(moment.float(), before[p], rtol=2**-7, atol=1e-6)
 
 
 def test_loaded_states_are_not_shared() -> None:

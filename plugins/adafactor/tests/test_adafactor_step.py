@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import kexue_adafactor.adafactor as module
 from kexue.core import ArgumentError
-from kexue_adafactor import Adafactor
+from kexue_adafactor import Adafactor, stacks
 
 SHAPES = [(7, 5), (7, 5), (3,), (), (2, 3, 4, 5), (3,), (1, 6), (6, 1), (), (40, 30), (4, 1, 9)]
 
@@ -203,11 +202,44 @@ def test_differs_from_torch_for_tiny_gradients() -> None:
     assert moved[1] < 1e-3
 
 
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_clamps_like_torch(dtype: torch.dtype, foreach: bool) -> None:
+    """With its ε₁ where it has it, also for gradients far below, and matrices of kernels' size."""
+    shapes = [*SHAPES, (4, 5, 3, 3)]
+    ours, theirs = parameters(shapes, dtype), parameters(shapes, dtype)
+    chosen: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
+    optimizer = Adafactor(ours, relative_step=True, eps_mode="clamp", foreach=foreach, **chosen)
+    peer = torch.optim.Adafactor(theirs, foreach=False, **chosen)
+    for t, scale in enumerate([1e-12, 1e-7, 1.0, 1e-9, 1e-16]):
+        for own in (ours, theirs):
+            give_gradients(own, t, scale)
+        optimizer.step()
+        peer.step()
+    assert greatest_difference(ours, theirs) < 40 * torch.finfo(dtype).eps
+
+
+def test_clamping_reduces_to_adding_for_large_gradients() -> None:
+    results = []
+    for mode in ("add", "clamp"):
+        own = parameters()
+        run(Adafactor(own, lr=0.05, beta1=0.9, eps_mode=mode), own, 5)
+        results.append(own)
+    assert greatest_difference(*results) < 1e-14
+
+
+def test_clamps_at_the_eps_that_is_given() -> None:
+    p = nn.Parameter(torch.ones(4, 4))
+    p.grad = torch.full((4, 4), 1e-3)
+    Adafactor([p], lr=0.1, eps_mode="clamp", eps1=1e-2).step()
+    torch.testing.assert_close(1 - p.detach(), torch.full((4, 4), 0.01), rtol=1e-4, atol=0)
+
+
 def test_foreach_moves_whatever_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacks that are cut by the limit on their size compute the same."""
     results = []
     for limit in (1, 80, 2**20):
-        monkeypatch.setitem(module._STACKED, "cpu", limit)
+        monkeypatch.setitem(stacks._LIMITS, "cpu", stacks._Limits(limit, limit))
         own = parameters([(7, 5)] * 5 + [(3,)] * 3)
         run(Adafactor(own, lr=0.1, beta1=0.9), own, 3)
         results.append(own)
@@ -368,6 +400,7 @@ def test_autocast_does_not_reach_the_step() -> None:
         ("lr", -0.1), ("lr", math.inf), ("lr", math.nan), ("lr", torch.ones(2)), ("beta1", 1.0),
         ("beta1", 0.0), ("decay", 0.0), ("decay", 1.0), ("eps1", 0.0), ("eps1", 1e-40),
         ("eps2", -1.0), ("clip", 0.0), ("weight_decay", -0.1), ("factor_dims", "first"),
+        ("eps_mode", "max"), ("state_dtype", torch.float16), ("state_dtype", "int8"),
         ("min_dim_to_factor", 0), ("min_dim_to_factor", 1.5),
     ],
 )  # fmt: skip
@@ -379,6 +412,12 @@ def test_rejects_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}`"):
         optimizer.add_param_group({"params": parameters(), name: value})
     assert len(optimizer.param_groups) == 1
+
+
+def test_rejects_a_clamp_whose_square_is_no_number() -> None:
+    with pytest.raises(ArgumentError, match=r"`eps1` .* 1e-18 with eps_mode='clamp'") as caught:
+        Adafactor(parameters(), eps_mode="clamp", eps1=1e-30)
+    assert caught.value.argument == "eps1"
 
 
 def test_rejects_contradictions() -> None:
