@@ -50,7 +50,7 @@ from kexue.core import (
 from kexue_adafactor.moments import changes, kept
 from kexue_adafactor.settings import RELATIVE_LR, TYPES, check, check_schedule, rate
 from kexue_adafactor.stacks import Stack, batches
-from kexue_adafactor.tensors import assign, joined, moved, numbers, rounded, settled
+from kexue_adafactor.tensors import Tensors, assign, joined, moved, numbers, rounded, settled
 
 __all__ = ["Adafactor"]
 
@@ -286,8 +286,8 @@ def _add(
     group: dict[str, Any],
     stacks: Sequence[Stack],
     targets: Sequence[Tensor],
-    left: Sequence[Tensor],
-    right: Sequence[Tensor],
+    left: Tensors,
+    right: Tensors,
 ) -> None:
     """Add the products of two lists, or their first moments, to parameters."""
     rest = iter(targets)

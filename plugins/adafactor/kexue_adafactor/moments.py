@@ -21,12 +21,12 @@ from torch import Tensor
 
 from kexue_adafactor.settings import first_eps
 from kexue_adafactor.stacks import Stack
-from kexue_adafactor.tensors import is_distributed, joined, numbers, settled, total
+from kexue_adafactor.tensors import Tensors, is_distributed, joined, numbers, settled, total
 from kexue_adafactor.tiny import means, scaled, spread_means
 
 __all__ = ["changes", "kept"]
 
-Products = tuple[Sequence[Tensor], Sequence[Tensor]]
+Products = tuple[Tensors, Tensors]
 
 
 def changes(
@@ -63,11 +63,11 @@ def _decayed(
     return [joined([next(rest) for _ in stack.parameters]) for stack in stacks]
 
 
-def _along(stacks: Sequence[Stack], steps: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+def _along(stacks: Sequence[Stack], steps: Tensor, like: Tensors) -> Tensors:
     """Return one number per parameter, from ``[parameters]``, to be multiplied with its stack."""
     if len(steps) == len(stacks):
         return steps.unbind(0)
-    parts = steps.split([len(stack.parameters) for stack in stacks])
+    parts = torch.split(steps, [len(stack.parameters) for stack in stacks])
     return [
         part.view(-1, *[1] * (tensor.ndim - 1)) if stack.lead else part[0]
         for stack, part, tensor in zip(stacks, parts, like, strict=True)
@@ -97,19 +97,19 @@ def _whole(
     if group["eps_mode"] == "clamp":
         squares = torch._foreach_mul(grads, grads)
         seconds = _decayed(stacks, "variance", squares, share)
-        updates = torch._foreach_clamp_min(seconds, eps1**2)
+        updates: Tensors = torch._foreach_clamp_min(seconds, eps1**2)
         torch._foreach_rsqrt_(updates)
     else:
         plus = _scalar(eps1, grads[0].dtype, grads[0].device)
-        squares = [torch.addcmul(plus, g, g) for g in grads]
-        updates = torch._foreach_rsqrt(_decayed(stacks, "variance", squares, share))
+        seconds = _decayed(stacks, "variance", [torch.addcmul(plus, g, g) for g in grads], share)
+        updates = torch._foreach_rsqrt(seconds)
     torch._foreach_mul_(updates, grads)  # u
     if group["clip"] is not None:
         steps = _clipped(group, stacks, steps, _square_sums(stacks, updates))
     return updates, _along(stacks, steps, updates)
 
 
-def _square_sums(stacks: Sequence[Stack], updates: Sequence[Tensor]) -> list[Tensor]:
+def _square_sums(stacks: Sequence[Stack], updates: Tensors) -> list[Tensor]:
     squares = torch._foreach_mul(updates, updates)
     return [settled(total(s, stack.lead)) for stack, s in zip(stacks, squares, strict=True)]
 

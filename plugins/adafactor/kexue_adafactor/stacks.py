@@ -29,6 +29,7 @@ class _Limits(NamedTuple):
 
 # On a CPU a copy costs more than the calls that it saves, but for small tensors.
 _LIMITS = {"cpu": _Limits(2**13, 2**19)}
+_MANY = 4  # tensors that a list has room for; larger ones are alone, and stay in the cache
 _LIMITS_ELSEWHERE = _Limits(2**24, 2**24)
 
 
@@ -103,6 +104,9 @@ def _packed(stacks: Iterable[Stack], limits: _Limits) -> Iterator[list[Stack]]:
         most = max(1, limits.together // each) if each <= limits.stacked else 1
         for i in range(0, len(stack.parameters), most):
             parameters = stack.parameters[i : i + most]
+            if each > limits.together // _MANY:  # its calls cost nothing beside its numbers
+                yield [Stack(parameters, stack.states[i : i + most], stack.kind, stack.dims)]
+                continue
             if batch and numbers + each * len(parameters) > limits.together:
                 yield batch
                 batch, numbers = [], 0

@@ -14,7 +14,19 @@ from kexue_adafactor.rounding import stochastic_round
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["assign", "is_distributed", "joined", "moved", "numbers", "rounded", "settled", "total"]
+__all__ = [
+    "Tensors",
+    "assign",
+    "is_distributed",
+    "joined",
+    "moved",
+    "numbers",
+    "rounded",
+    "settled",
+    "total",
+]
+
+Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch takes for a list
 
 _LAST = (-2, -1)
 
@@ -54,7 +66,7 @@ def total(tensor: Tensor, kept: int) -> Tensor:
     return tensor if tensor.ndim == kept else tensor.sum(dim=tuple(range(kept, tensor.ndim)))
 
 
-def assign(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def assign(targets: Tensors, values: Tensors) -> None:
     """Copy values to targets; lists of DTensors cannot be, at once."""
     if len(targets) == 1:
         targets[0].copy_(values[0])
