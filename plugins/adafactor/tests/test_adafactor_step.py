@@ -210,7 +210,7 @@ def test_clamps_like_torch(dtype: torch.dtype, foreach: bool) -> None:
     ours, theirs = parameters(shapes, dtype), parameters(shapes, dtype)
     chosen: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
     optimizer = Adafactor(ours, relative_step=True, eps_mode="clamp", foreach=foreach, **chosen)
-    peer = torch.optim.Adafactor(theirs, foreach=False, **chosen)
+    peer: torch.optim.Optimizer = torch.optim.Adafactor(theirs, foreach=False, **chosen)
     for t, scale in enumerate([1e-12, 1e-7, 1.0, 1e-9, 1e-16]):
         for own in (ours, theirs):
             give_gradients(own, t, scale)
