@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from kexue_nystromformer.blocks import attention
+from kexue_nystromformer.blocks import attention, by_hand
 from kexue_nystromformer.checks import (
     check_count,
     check_queries,
@@ -32,6 +32,7 @@ from kexue_nystromformer.checks import (
 )
 from kexue_nystromformer.landmarks import Segments, even_means
 from kexue_nystromformer.pseudo_inverse import iterate_stochastic
+from kexue_nystromformer.recorded import RecordedAttention
 
 __all__ = ["attend", "nystrom_attention"]
 
@@ -133,6 +134,12 @@ def attend(
     keys = None if mask is None else _seen(mask)
     if query.shape[2] <= num_landmarks:
         return F.scaled_dot_product_attention(query, key, value, keys, scale=scale)
+    inputs = (query, key, value)
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if mask is None and middle_matrix and recorded and query.numel() and by_hand(*inputs):
+        arguments = (*inputs, scale, num_landmarks, iterations)
+        out: Tensor = RecordedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+        return out
     if mask is None:
         segments = present = None
         queries_, keys_ = even_means(query, num_landmarks), even_means(key, num_landmarks)

@@ -61,7 +61,21 @@ def even_means(features: Tensor, num_segments: int) -> Tensor:
 
 
 def _equal_means(features: Tensor, num_segments: int) -> Tensor:
-    return torch.unflatten(features, 2, (num_segments, -1)).mean(3)
+    # with the heads inside, as projections lie, each position is read as one piece
+    inside = torch.unflatten(features.transpose(1, 2), 1, (num_segments, -1))
+    return inside.mean(2).transpose(1, 2)
+
+
+def add_shares(gradient: Tensor, upstream: Tensor) -> None:
+    """Add to the gradient of the features what comes from that of :func:`even_means`."""
+    num_segments, time = upstream.shape[2], gradient.shape[2]
+    short, rest = divmod(time, num_segments)
+    split = num_segments - rest
+    for start, segments, length in ((0, split, short), (split, rest, short + 1)):
+        if segments:
+            part = gradient.narrow(2, start * short, segments * length)
+            share = upstream.narrow(2, start, segments).unsqueeze(3) / length
+            torch.unflatten(part, 2, (segments, length)).add_(share)
 
 
 def segment_means(

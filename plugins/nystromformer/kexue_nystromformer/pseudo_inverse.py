@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from torch.autograd.function import once_differentiable
 from kexue.core.errors import ArgumentError
 from kexue_nystromformer.checks import check_count, is_plain
 
-__all__ = ["iterate", "iterate_stochastic", "pseudo_inverse"]
+__all__ = [
+    "inverse_gradient",
+    "iterate",
+    "iterate_stochastic",
+    "pseudo_inverse",
+    "recorded_steps",
+]
 
 
 def pseudo_inverse(
@@ -91,8 +98,20 @@ def iterate_stochastic(matrix: Tensor, iterations: int) -> Tensor:
     return inverse
 
 
-class _Recorded(torch.autograd.Function):
-    """The iteration, which adds its gradients up in place.
+def recorded_steps(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
+    """Return what :func:`iterate_stochastic` returns, and what its gradient needs."""
+    norms, largest = matrix.sum(-2).max(-1, keepdim=True)  # ‖A‖₁, and which column has it
+    inverse = matrix.mT / norms[..., None]
+    steps = [matrix, norms, largest]
+    for _ in range(iterations):
+        product, inner, outer, following = _step(matrix, inverse)
+        steps += [inverse, product, inner, outer]
+        inverse = following
+    return inverse, steps
+
+
+def inverse_gradient(steps: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    """Return the gradient of the matrices, from that of their inverses.
 
     With G the gradient of the next V, and each line read from what the step returned::
 
@@ -100,43 +119,41 @@ class _Recorded(torch.autograd.Function):
         O = 15 P − P I               dP = 15 dO − dO Iᵀ            dI = −Pᵀ dO
         I = 7 P − P P                dP += 7 dI − dI Pᵀ − Pᵀ dI
         P = A V                      dA += dP Vᵀ                   dV += Aᵀ dP
+
+    Args:
+        steps: From :func:`recorded_steps`.
+        gradient: Of the inverses.
     """
+    matrix, norms, largest, *steps = steps
+    total = torch.zeros_like(matrix)
+    for start in reversed(range(0, len(steps), 4)):
+        inverse, product, inner, outer = steps[start : start + 4]
+        d_outer = torch.bmm(inverse.mT, gradient).mul_(-1 / 4)
+        d_inner = torch.bmm(product.mT, d_outer).neg_()
+        d_product = torch.baddbmm(d_outer, d_outer, inner.mT, beta=15, alpha=-1)
+        d_product.add_(d_inner, alpha=7)
+        d_product.baddbmm_(d_inner, product.mT, alpha=-1)
+        d_product.baddbmm_(product.mT, d_inner, alpha=-1)
+        total.baddbmm_(d_product, inverse.mT)
+        gradient = torch.baddbmm(gradient, gradient, outer.mT, beta=13 / 4, alpha=-1 / 4)
+        gradient.baddbmm_(matrix.mT, d_product)
+    # V₀ = Aᵀ / ‖A‖₁, and the norm is the sum of a column
+    total += gradient.mT / norms[..., None]
+    inner_product = (gradient * matrix.mT).sum((-2, -1)) / norms[:, 0] ** 2
+    column = largest[:, None, :].expand(-1, matrix.shape[-2], 1)
+    return total.scatter_add_(-1, column, -inner_product[:, None, None].expand_as(column))
+
+
+class _Recorded(torch.autograd.Function):
+    """The iteration, which adds its gradients up in place."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, iterations: int) -> Tensor:
-        columns = matrix.sum(-2)
-        norms, largest = columns.max(-1, keepdim=True)  # ‖A‖₁, and which column has it
-        inverse = matrix.mT / norms[..., None]
-        saved = [matrix, norms, largest]
-        for _ in range(iterations):
-            product, inner, outer, following = _step(matrix, inverse)
-            saved += [inverse, product, inner, outer]
-            inverse = following
-        ctx.save_for_backward(*saved)
+        inverse, steps = recorded_steps(matrix, iterations)
+        ctx.save_for_backward(*steps)
         return inverse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        matrix, norms, largest, *steps = ctx.saved_tensors
-        total = torch.zeros_like(matrix)
-        for start in reversed(range(0, len(steps), 4)):
-            inverse, product, inner, outer = steps[start : start + 4]
-            d_outer = torch.bmm(inverse.mT, gradient).mul_(-1 / 4)
-            d_inner = torch.bmm(product.mT, d_outer).neg_()
-            d_product = torch.baddbmm(d_outer, d_outer, inner.mT, beta=15, alpha=-1)
-            d_product.add_(d_inner, alpha=7)
-            d_product.baddbmm_(d_inner, product.mT, alpha=-1)
-            d_product.baddbmm_(product.mT, d_inner, alpha=-1)
-            total.baddbmm_(d_product, inverse.mT)
-            gradient = torch.baddbmm(gradient, gradient, outer.mT, beta=13 / 4, alpha=-1 / 4)
-            gradient.baddbmm_(matrix.mT, d_product)
-        # V₀ = Aᵀ / ‖A‖₁, and the norm is the sum of a column
-        total += gradient.mT / norms[..., None]
-        inner_product = (gradient * matrix.mT).sum((-2, -1)) / norms[:, 0] ** 2
-        total.scatter_add_(
-            -1,
-            largest[:, None, :].expand(-1, matrix.shape[-2], 1),
-            -inner_product[:, None, None].expand(-1, matrix.shape[-2], 1),
-        )
-        return total, None
+        return inverse_gradient(ctx.saved_tensors, gradient), None

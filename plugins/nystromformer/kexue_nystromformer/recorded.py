@@ -1,0 +1,88 @@
+"""Nyström attention whose gradient is written out, in blocks of positions.
+
+With landmarks Q̃ = M Q and K̃ = M K, the means of segments, and s the scale::
+
+    Y = softmax(s Q̃ Kᵀ) V      A = softmax(s Q̃ K̃ᵀ)      W = A^† Y      O = softmax(s Q K̃ᵀ) W
+
+A block's weights are formed anew for the gradient, so that nothing of n × m numbers is kept. What
+flows back to the landmarks is gathered first, and goes to the positions of a segment in one pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kexue_nystromformer.blocks import (
+    from_few,
+    from_few_gradients,
+    joined_heads,
+    to_few,
+    to_few_gradients,
+)
+from kexue_nystromformer.landmarks import add_shares, even_means
+from kexue_nystromformer.pseudo_inverse import inverse_gradient, recorded_steps
+
+__all__ = ["RecordedAttention"]
+
+
+class RecordedAttention(torch.autograd.Function):
+    """O of Q, K, V ``[batch, head, time, feature]`` of more than m real positions each.
+
+    The gradient cannot be differentiated in its turn.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        num_landmarks: int,
+        iterations: int,
+    ) -> Tensor:
+        queries, keys = even_means(query, num_landmarks) * scale, even_means(key, num_landmarks)
+        pairs = [from_few(q, k, v) for q, k, v in zip(queries, key, value, strict=True)]
+        pooled, log_totals = (torch.stack(x) for x in zip(*pairs, strict=True))
+        matrix = torch.softmax(torch.matmul(queries, keys.mT), -1)
+        inverse, steps = recorded_steps(matrix.flatten(0, 1), iterations)
+        middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
+        out = joined_heads(query, value.shape[3])
+        for row in zip(query, keys * scale, middle, out, strict=True):
+            to_few(*row)
+        ctx.scale = scale
+        ctx.save_for_backward(
+            query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps
+        )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps) = (
+            ctx.saved_tensors
+        )
+        d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
+        d_value = joined_heads(query, value.shape[3])
+        rows = zip(query, keys * ctx.scale, middle, upstream, d_query, strict=True)
+        pairs = [to_few_gradients(*row) for row in rows]
+        d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
+
+        flat = d_middle.flatten(0, 1)
+        d_pooled = torch.bmm(inverse.mT, flat).view_as(pooled)
+        matrix = steps[0]
+        d_scores = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT)).mul_(matrix)
+        d_scores.addcmul_(matrix, d_scores.sum(-1, keepdim=True), value=-1)
+        d_scores = d_scores.view(*keys.shape[:3], -1)
+
+        saved = (queries, key, value, pooled, log_totals)
+        rows = zip(*saved, d_pooled, d_key, d_value, strict=True)
+        d_queries = torch.stack([from_few_gradients(*row) for row in rows])
+        d_queries += torch.matmul(d_scores, keys)
+        add_shares(d_query, d_queries * ctx.scale)
+        add_shares(d_key, d_keys.mul_(ctx.scale) + torch.matmul(d_scores.mT, queries))
+        return d_query, d_key, d_value, None, None, None
