@@ -31,6 +31,7 @@ __all__ = [
     "from_few",
     "from_few_gradients",
     "joined_heads",
+    "softmax_gradient",
     "to_few",
     "to_few_gradients",
 ]
@@ -106,11 +107,18 @@ def to_few_gradients(
     for q, d_out, d_q in _blocks(query, upstream, d_query):
         weights = torch.softmax(torch.bmm(q, key.mT), -1)
         d_value.baddbmm_(weights.mT, d_out)
-        d_scores = torch.bmm(d_out, value.mT).mul_(weights)
-        d_scores.addcmul_(weights, d_scores.sum(-1, keepdim=True), value=-1)
+        d_scores = softmax_gradient(torch.bmm(d_out, value.mT), weights)
         d_key.baddbmm_(d_scores.mT, q)
         d_q.copy_(torch.bmm(d_scores, key))
     return d_key, d_value
+
+
+def softmax_gradient(d_weights: Tensor, weights: Tensor) -> Tensor:
+    """Return P ∘ (dP − Σⱼ P ∘ dP), in one kernel."""
+    gradient: Tensor = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 -- autograd's own
+        d_weights, weights, -1, weights.dtype
+    )
+    return gradient
 
 
 def from_few(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

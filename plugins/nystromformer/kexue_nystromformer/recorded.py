@@ -20,6 +20,7 @@ from kexue_nystromformer.blocks import (
     from_few,
     from_few_gradients,
     joined_heads,
+    softmax_gradient,
     to_few,
     to_few_gradients,
 )
@@ -36,7 +37,7 @@ class RecordedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102, PLR0917 -- autograd's, which takes no keywords
         ctx: Any,
         query: Tensor,
         key: Tensor,
@@ -62,7 +63,9 @@ class RecordedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # noqa: D102 -- autograd's
+        ctx: Any, upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps) = (
             ctx.saved_tensors
         )
@@ -74,10 +77,8 @@ class RecordedAttention(torch.autograd.Function):
 
         flat = d_middle.flatten(0, 1)
         d_pooled = torch.bmm(inverse.mT, flat).view_as(pooled)
-        matrix = steps[0]
-        d_scores = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT)).mul_(matrix)
-        d_scores.addcmul_(matrix, d_scores.sum(-1, keepdim=True), value=-1)
-        d_scores = d_scores.view(*keys.shape[:3], -1)
+        d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
+        d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
 
         saved = (queries, key, value, pooled, log_totals)
         rows = zip(*saved, d_pooled, d_key, d_value, strict=True)
