@@ -5,9 +5,11 @@ which is exact. The heads alone are measured, forward and with the gradient, and
 its projections, whose cost is the same for both. One head of ours and of lucidrains' is compared
 before the clock starts (with several, its scaling depends on all of them).
 
-Floor: four products of 2 n m d operations, two softmaxes over n m numbers, one pass over queries
-and keys for the landmarks, and 24 products of 2 m³ for the pseudo-inverse. Below a thousand
-positions the last are a quarter of the time, and the same in both.
+Floor: four products of 2 n m d operations, where the peer has five, two softmaxes over n m numbers,
+one pass over queries and keys for the landmarks, and 24 products of 2 m³ for the pseudo-inverse.
+Below a thousand positions the last are a quarter of the time, and the same in both. The gradient
+adds ten products of the first kind, two of them the scores formed anew, and 48 of the second; the
+peer, which keeps its scores, ten and 48.
 """
 
 from __future__ import annotations

@@ -7,16 +7,14 @@ Symbols: Q, K, V queries, keys and values of n positions, Q̃, K̃ their m landm
     softmax(s Q Kᵀ) V ≈ softmax(s Q K̃ᵀ) · softmax(s Q̃ K̃ᵀ)^† · softmax(s Q̃ Kᵀ) V
 
 The first and the last factor, each times what is right of it, are ordinary attentions: of n queries
-to m keys, and of m queries to n keys. Both go to ``scaled_dot_product_attention``, and no matrix of
-n rows is formed; time is O(n m d + m³), memory O(n d + m²).
+to m keys, and of m queries to n keys. No matrix of n rows is kept: they are computed in blocks, or
+by ``scaled_dot_product_attention``; time is O(n m d + m³), memory O(n d + m²).
 
 References: Su 2021, https://kexue.fm/archives/8180; Xiong et al. 2021, algorithm 1,
 https://arxiv.org/abs/2102.03902.
 """
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +27,7 @@ from kexue_nystromformer.checks import (
     check_queries,
     check_unsupported,
     padding_mask,
+    without_autocast,
 )
 from kexue_nystromformer.landmarks import Segments, even_means
 from kexue_nystromformer.pseudo_inverse import iterate_stochastic
@@ -167,13 +166,7 @@ def _inverted(
 ) -> Tensor:
     """Return softmax(s Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
     exact = torch.promote_types(pooled.dtype, torch.float32)
-    with _without_autocast(pooled.device.type):
+    with without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
         matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
         return torch.bmm(iterate_stochastic(matrix, iterations), y).view_as(pooled).to(pooled.dtype)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Keep matrix products in the type of their factors, on devices that could change it."""
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else nullcontext()

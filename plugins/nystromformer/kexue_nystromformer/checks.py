@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_unsupported",
     "is_plain",
     "padding_mask",
+    "without_autocast",
 ]
 
 _OWNER = "nystrom_attention"
@@ -169,3 +172,9 @@ def is_plain(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not transformed()
     )
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Keep matrix products in the type of their factors, on devices that could change it."""
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()

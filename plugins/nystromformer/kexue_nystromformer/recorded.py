@@ -24,6 +24,7 @@ from kexue_nystromformer.blocks import (
     to_few,
     to_few_gradients,
 )
+from kexue_nystromformer.checks import without_autocast
 from kexue_nystromformer.landmarks import add_shares, even_means
 from kexue_nystromformer.pseudo_inverse import inverse_gradient, recorded_steps
 
@@ -69,21 +70,22 @@ class RecordedAttention(torch.autograd.Function):
         (query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps) = (
             ctx.saved_tensors
         )
-        d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
-        d_value = joined_heads(query, value.shape[3])
-        rows = zip(query, keys * ctx.scale, middle, upstream, d_query, strict=True)
-        pairs = [to_few_gradients(*row) for row in rows]
-        d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
+        with without_autocast(upstream.device.type):  # as forward was
+            d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
+            d_value = joined_heads(query, value.shape[3])
+            rows = zip(query, keys * ctx.scale, middle, upstream, d_query, strict=True)
+            pairs = [to_few_gradients(*row) for row in rows]
+            d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
-        flat = d_middle.flatten(0, 1)
-        d_pooled = torch.bmm(inverse.mT, flat).view_as(pooled)
-        d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
-        d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
+            flat = d_middle.flatten(0, 1)
+            d_pooled = torch.bmm(inverse.mT, flat).view_as(pooled)
+            d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
+            d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
 
-        saved = (queries, key, value, pooled, log_totals)
-        rows = zip(*saved, d_pooled, d_key, d_value, strict=True)
-        d_queries = torch.stack([from_few_gradients(*row) for row in rows])
-        d_queries += torch.matmul(d_scores, keys)
-        add_shares(d_query, d_queries * ctx.scale)
-        add_shares(d_key, d_keys.mul_(ctx.scale) + torch.matmul(d_scores.mT, queries))
-        return d_query, d_key, d_value, None, None, None
+            saved = (queries, key, value, pooled, log_totals)
+            rows = zip(*saved, d_pooled, d_key, d_value, strict=True)
+            d_queries = torch.stack([from_few_gradients(*row) for row in rows])
+            d_queries += torch.matmul(d_scores, keys)
+            add_shares(d_query, d_queries * ctx.scale)
+            add_shares(d_key, d_keys.mul_(ctx.scale) + torch.matmul(d_scores.mT, queries))
+            return d_query, d_key, d_value, None, None, None

@@ -319,6 +319,51 @@ def test_blocks_leave_values_of_another_width_and_views_alone() -> None:
     torch.testing.assert_close(joined, before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("length", [70, 1024, 1300])
+def test_gradients_in_blocks_are_those_of_the_fused_kernel(length: int) -> None:
+    """A mask of what is all real takes the way of known operations."""
+    inputs = list(sequences(2, 3, length, 8))
+    inputs[0], inputs[2] = 3 * inputs[0], inputs[2][..., :5]  # sharp, and of another width
+    upstream = sequences(2, 3, length, 5, seed=1)[0]
+    every = torch.ones(2, 1, 1, length, dtype=torch.bool)
+    found = []
+    for mask in (None, every):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        q, k, v = leaves
+        out = nystrom_attention(q, k, v, mask, num_landmarks=64, scale=0.4)
+        found.append(torch.autograd.grad(out, leaves, upstream))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_under_autocast_are_in_the_precision_of_the_attention() -> None:
+    inputs = [x.requires_grad_() for x in sequences(1, 2, 600, 8, dtype=torch.float32)]
+    q, k, v = inputs
+    out = nystrom_attention(q, k, v).square().sum()
+    outside = torch.autograd.grad(out, inputs, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(out, inputs)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def test_the_gradient_keeps_no_weights() -> None:
+    """What is kept grows by queries, keys and values themselves: 3 numbers per feature."""
+
+    def kept(length: int) -> int:
+        seen: dict[int, int] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            seen[x.data_ptr()] = x.numel()
+            return x
+
+        leaves = [x.requires_grad_() for x in sequences(1, 2, length, 4)]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            q, k, v = leaves
+            nystrom_attention(q, k, v, num_landmarks=16)
+        return sum(seen.values())
+
+    assert kept(1200) - kept(600) == 600 * 2 * 4 * 3
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_one_sample_at_a_time() -> None:
     q, k, v = sequences(3, 2, 9, 4)
