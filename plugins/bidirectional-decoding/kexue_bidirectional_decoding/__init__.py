@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from kexue_bidirectional_decoding.targets import make_bidirectional as make_bidirectional
     from kexue_bidirectional_decoding.targets import reverse_rows as reverse_rows
+    from kexue_bidirectional_decoding.two_models import TwoModels as TwoModels
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -45,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "make_bidirectional",
             "reverse_rows",
         ],
+        "two_models": ["TwoModels"],
     },
 )
 

@@ -24,19 +24,32 @@ from kexue_bidirectional_decoding.targets import (
 
 __all__ = ["BidirectionalSeq2Seq"]
 
+_ROOM = 16  # steps that a cache has room for at first; it is doubled
+
+
+class _Weights(NamedTuple):
+    """The decoders' weights, ``[side, in, out]``: one product computes both sides."""
+
+    inputs: tuple[Tensor, Tensor]  # of a GRU: bias and weights, of what it reads
+    states: tuple[Tensor, Tensor]  # and of its states
+    mixes: tuple[Tensor, Tensor]
+    asks: Tensor | None  # queries, keys and values
+    crosses: Tensor | None
+
 
 class _Cache(NamedTuple):
-    """Hypotheses of one side, ``[hypothesis, ...]``; sources and their lengths, ``[row, ...]``."""
+    """Hypotheses of both sides, ``[side, hypothesis, ...]``; sources, ``[row, ...]``."""
 
-    state: Tensor  # of the decoder
+    state: Tensor  # of the decoders
     own: Tensor  # what goes into the output before the partner is asked
-    query: Tensor  # [hypothesis, head, feature]
-    keys: Tensor  # [hypothesis, head, time, feature]
-    values: Tensor
-    steps: Tensor  # how many of them are read
+    query: Tensor  # [side, hypothesis, feature]
+    past: Tensor  # [side × hypothesis, time, feature]: keys and values, and room for more
+    time: int  # how many of them are filled
+    steps: Tensor | None  # how many of them are read; None: all
     memory: Tensor  # [row, source, feature]
-    mask: Tensor
+    hidden: Tensor | None  # −∞ at padding of the sources, for attention
     lengths: Tensor | None  # of the targets, where they are known
+    weights: _Weights
 
 
 class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
@@ -203,7 +216,7 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         prompt: Int[Tensor, "row time"],
         mask: Bool[Tensor, "row time"] | None = None,
         lengths: Int[Tensor, " row"] | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         """Read sources, none of which may be empty."""
         mask = check_prompt(prompt, mask)
         if len(prompt) and not bool(mask.any(1).all()):
@@ -214,75 +227,140 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
             )
         ids, real = aligned(prompt, mask)
         memory, state = self._encode(ids.masked_fill(~real, 0), real)
-        heads = self.between.heads if self.between is not None else 1
-        query = state.view(len(state), heads, state.shape[1] // heads)
-        keys = query[:, :, None][:, :, :0]
-        steps = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        hidden: Tensor | None = None
+        if not bool(real.all()):
+            hidden = torch.zeros_like(memory[..., 0]).masked_fill(~real, -torch.inf)[:, None, None]
+        states = state.expand(2, -1, -1)
+        past = state.new_empty(2 * len(state), _ROOM, 2 * state.shape[1])
         known = lengths if self.interaction == "mask" else None
-        cache = _Cache(state, state, query, keys, keys, steps, memory, real, known)
-        return cache, cache
+        cache = _Cache(
+            states, states, states, past, 0, None, memory, hidden, known, self._stacked()
+        )
+        marks = torch.tensor([self.start_id, self.end_id], device=ids.device)
+        return self.read(cache, marks[:, None, None].expand(2, len(ids), 1))
+
+    def _stacked(self) -> _Weights:
+        def stack(modules: Any, name: str) -> Tensor:
+            stacked = torch.stack([getattr(module, name) for module in modules])
+            return stacked[:, None] if "bias" in name else stacked.mT
+
+        rnn, between = self.decoders, self.between
+        return _Weights(
+            (stack(rnn, "bias_ih_l0"), stack(rnn, "weight_ih_l0")),
+            (stack(rnn, "bias_hh_l0"), stack(rnn, "weight_hh_l0")),
+            (stack(self.mixes, "bias"), stack(self.mixes, "weight")),
+            None if between is None else stack((between.left, between.right), "weight"),
+            None if between is None else stack(self.crosses, "weight"),
+        )
 
     def read(
         self,
         cache: Any,
-        tokens: Int[Tensor, "row own"],
-        going: Bool[Tensor, "row own"],
-        *,
-        right: bool,
+        tokens: Int[Tensor, "side row own"],
+        stopped: Bool[Tensor, "side row own"] | None = None,
     ) -> Any:
         """Read one more character per hypothesis."""
         cache = _Cache(*cache)
-        flat, goes = tokens.flatten(), going.flatten()
-        embedded = self.embedding(flat.masked_fill(~goes, 0))[:, None]
-        hidden, _ = self.decoders[right](embedded, cache.state[None])
-        state = torch.where(goes[:, None], hidden[:, 0], cache.state)
-        beams = hidden[:, 0].view(*tokens.shape, hidden.shape[2])
-        mixed = self._mixed(beams, cache.memory, cache.mask, right=right).flatten(0, 1)
-        changed: dict[str, Tensor] = {"state": state, "own": mixed}
-        if self.between is not None:
-            q, k, v = self.between.project(hidden, right=right)
-            changed["query"] = q[:, :, 0]
-            changed["keys"] = torch.cat([cache.keys, k], 2)
-            changed["values"] = torch.cat([cache.values, v], 2)
-        return cache._replace(steps=cache.steps + goes, **changed)
+        weights, width = cache.weights, cache.state.shape[2]
+        if stopped is not None:
+            tokens = tokens.masked_fill(stopped, 0)
+        # A GRU's step, as torch.nn.GRU takes it, of both sides at once.
+        x = torch.baddbmm(weights.inputs[0], self.embedding(tokens.flatten(1)), weights.inputs[1])
+        h = torch.baddbmm(weights.states[0], cache.state, weights.states[1])
+        gates = (x[..., : 2 * width] + h[..., : 2 * width]).sigmoid_()
+        new = torch.addcmul(x[..., 2 * width :], gates[..., :width], h[..., 2 * width :]).tanh_()
+        state = new.lerp_(cache.state, gates[..., width:])
+        found = self._looked_up(state, cache)
+        mixed = torch.baddbmm(weights.mixes[0], torch.cat([state, found], 2), weights.mixes[1])
+        changed: dict[str, Any] = {"own": mixed}
+        if weights.asks is not None:
+            asks = torch.bmm(state, weights.asks)
+            past, time = cache.past, cache.time
+            if time == past.shape[1]:
+                past = torch.cat([past, torch.empty_like(past)], 1)
+            past[:, time] = asks[..., width:].flatten(0, 1)
+            changed |= {"query": asks[..., :width], "past": past, "time": time + 1}
+        if stopped is not None:
+            state = torch.where(stopped.flatten(1)[..., None], cache.state, state)
+        if stopped is not None or cache.steps is not None:
+            steps = cache.steps
+            if steps is None:
+                steps = torch.full(state.shape[:2], cache.time, device=state.device)
+            changed["steps"] = steps + (1 if stopped is None else ~stopped.flatten(1))
+        return cache._replace(state=state, **changed)
 
-    def pairs(self, left: Any, right: Any) -> tuple[Scores, Scores]:
-        """Return the logits of all pairs: one product asks all partners of all rows."""
-        sides = _Cache(*left), _Cache(*right)
-        return self._asked(*sides, right=False), self._asked(*sides[::-1], right=True)
-
-    def _asked(self, own: _Cache, partner: _Cache, *, right: bool) -> Tensor:
-        rows = len(own.memory)
-        k, m = len(own.state) // rows, len(partner.state) // rows
-        mixed = own.own.view(rows, k, 1, -1)
-        if self.between is None:
-            logits: Tensor = self.output(mixed.tanh())
-            return logits.expand(-1, -1, m, -1)
-        # Hypotheses of the partner are the batch, those of the own side the positions that ask.
-        query = own.query.view(rows, 1, k, *own.query.shape[1:]).expand(-1, m, -1, -1, -1)
-        query = query.transpose(2, 3).flatten(0, 1)  # [row × partner, head, own, feature]
-        time = partner.keys.shape[2]
-        places = torch.arange(time, device=query.device)
-        seen = places < partner.steps[:, None]
-        if own.lengths is not None:
-            last = (own.lengths - time).clamp(min=0).repeat_interleave(m)  # n − t − 1
-            seen = seen & (places <= last[:, None])
-        asked = F.scaled_dot_product_attention(
-            query, partner.keys, partner.values, seen[:, None, None]
+    @staticmethod
+    def _looked_up(state: Tensor, cache: _Cache) -> Tensor:
+        """Return what states find in the sources."""
+        rows = len(cache.memory)
+        query = state.view(2, rows, -1, state.shape[2]).transpose(0, 1)  # [row, side, own, feature]
+        memory = cache.memory[:, None]
+        found = F.scaled_dot_product_attention(
+            query.reshape(rows, 1, -1, state.shape[2]), memory, memory, cache.hidden
         )
-        asked = asked.transpose(1, 2).flatten(2).view(rows, m, k, -1).transpose(1, 2)
-        mixed = mixed + self.crosses[right](asked)
-        paired: Tensor = self.output(mixed.tanh())
-        return paired
+        return found.view(query.shape).transpose(0, 1).reshape(state.shape)
 
-    def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
+    def pairs(self, cache: Any) -> Scores:
+        """Return the logits of all pairs: one product asks all partners of all rows."""
+        cache = _Cache(*cache)
+        rows, width = len(cache.memory), cache.state.shape[2]
+        own = cache.own.view(2, rows, 1, -1, width)
+        beams = own.shape[3]
+        logits: Tensor
+        if cache.weights.crosses is None:
+            logits = self.output(own.tanh())
+            return logits.transpose(2, 3).expand(-1, -1, -1, beams, -1)
+        asked = self._asked(cache, rows, beams)
+        crossed = torch.bmm(asked.view(2, -1, width), cache.weights.crosses)
+        mixed = crossed.view(2, rows, beams, beams, width).add_(own).tanh_()
+        logits = self.output(mixed)  # [side, row, partner, own, token]
+        return logits.transpose(2, 3)
+
+    def _asked(self, cache: _Cache, rows: int, beams: int) -> Tensor:
+        """Return what hypotheses find at their partners, ``[side, row, partner, own, feature]``."""
+        heads = self.between.heads if self.between is not None else 1
+        size = cache.query.shape[2] // heads
+        # The partner's hypotheses are the batch, the own side's the positions that ask.
+        query = cache.query.flip(0).view(2, rows, 1, beams, heads, size)
+        query = query.expand(-1, -1, beams, -1, -1, -1).transpose(3, 4).flatten(0, 2)
+        past = cache.past[:, : cache.time].unflatten(2, (2, heads, size)).transpose(1, 3)
+        asked = F.scaled_dot_product_attention(
+            query, past[:, :, 0], past[:, :, 1], self._seen(cache, beams)
+        )
+        asked = asked.transpose(1, 2).reshape(2, -1)
+        return asked.flip(0).view(2, rows, beams, beams, heads * size)
+
+    def _seen(self, cache: _Cache, beams: int) -> Tensor | None:
+        """Return which states of each partner may be asked; None for all."""
+        if cache.steps is None and cache.lengths is None:
+            return None
+        places = torch.arange(cache.time, device=cache.past.device)
+        seen = torch.ones(1, 1, dtype=torch.bool, device=places.device)
+        if cache.steps is not None:
+            seen = places < cache.steps.view(-1, 1)
+        if cache.lengths is not None:
+            last = (cache.lengths - cache.time).clamp(min=0)  # n − t − 1
+            last = last.repeat_interleave(beams).repeat(2)
+            seen = seen & (places <= last[:, None])
+        return seen[:, None, None]
+
+    def select(self, cache: Any, hypotheses: Int[Tensor, "side row own"]) -> Any:
         """Return hypotheses; sources are copied only when rows are left out."""
         cache = _Cache(*cache)
         flat = hypotheses.flatten()
-        parts = {name: getattr(cache, name).index_select(0, flat) for name in _Cache._fields[:6]}
-        if len(hypotheses) != len(cache.memory):
-            rows = hypotheses[:, 0] // (len(cache.state) // len(cache.memory))
-            parts |= {"memory": cache.memory[rows], "mask": cache.mask[rows]}
-            if cache.lengths is not None:
-                parts["lengths"] = cache.lengths[rows]
+        shape = (2, -1, cache.state.shape[2])
+        # Only what the next step reads: the mix and the queries are computed anew there.
+        parts: dict[str, Any] = {
+            "state": cache.state.flatten(0, 1).index_select(0, flat).view(shape)
+        }
+        if self.between is not None:
+            parts["past"] = cache.past.index_select(0, flat)
+        if cache.steps is not None:
+            parts["steps"] = cache.steps.flatten().index_select(0, flat).view(2, -1)
+        if hypotheses.shape[1] != len(cache.memory):
+            rows = hypotheses[0, :, 0] // (cache.state.shape[1] // len(cache.memory))
+            parts["memory"] = cache.memory[rows]
+            for name in ("hidden", "lengths"):
+                if getattr(cache, name) is not None:
+                    parts[name] = getattr(cache, name)[rows]
         return cache._replace(**parts)

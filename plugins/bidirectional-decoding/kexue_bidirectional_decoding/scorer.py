@@ -16,15 +16,17 @@ from kexue_bidirectional_decoding.targets import check_marks
 
 __all__ = ["BidirectionalScorer", "FunctionPairScorer"]
 
-Scores = Float[Tensor, "row own partner token"]
+Scores = Float[Tensor, "side row own partner token"]
 
 
 class BidirectionalScorer(ABC):
     """Scores the next token of prefixes from the left and from the right, given each other.
 
-    A cache holds the hypotheses of one side, row by row, the same number in each; it is spent once
-    it was given to :meth:`read` or :meth:`select`. What depends on a side alone is computed once
-    per hypothesis, in :meth:`read`; only :meth:`pairs` sees both.
+    Tensors of both sides have the side as their first axis, 0 from the left and 1 from the right:
+    two decoders of one shape can so be computed by one operation. A cache holds the hypotheses of
+    both sides, the same number in each row; it is spent once it was given to :meth:`read` or
+    :meth:`select`. What depends on a side alone is computed once per hypothesis, in :meth:`read`;
+    only :meth:`pairs` sees both.
     """
 
     start_id: int
@@ -36,14 +38,33 @@ class BidirectionalScorer(ABC):
     max_length: int | None = None
     """Tokens that can be read per side, the mark left out; None for any number."""
 
+    @property
+    def begins(self) -> tuple[int, int] | None:
+        """What either side begins with and never writes; None if it may write any token."""
+        return self.start_id, self.end_id
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """What either side ends with."""
+        return self.end_id, self.start_id
+
+    def room(self, prompt_length: int) -> int | None:
+        """Return how many tokens a side can write, its last mark included; None for any number.
+
+        Args:
+            prompt_length: Tokens of the longest source.
+        """
+        del prompt_length
+        return None if self.max_length is None else self.max_length + 1  # the last is not read
+
     @abstractmethod
     def begin(
         self,
         prompt: Int[Tensor, "row time"],
         mask: Bool[Tensor, "row time"] | None = None,
         lengths: Int[Tensor, " row"] | None = None,
-    ) -> tuple[Any, Any]:
-        """Read sources; return the caches of both sides, which have read no mark yet.
+    ) -> Any:
+        """Read sources and the marks that texts begin with; return the cache, one hypothesis a row.
 
         Args:
             prompt: Ids; what stands at padding does not matter.
@@ -55,36 +76,33 @@ class BidirectionalScorer(ABC):
     def read(
         self,
         cache: Any,
-        tokens: Int[Tensor, "row own"],
-        going: Bool[Tensor, "row own"],
-        *,
-        right: bool,
+        tokens: Int[Tensor, "side row own"],
+        stopped: Bool[Tensor, "side row own"] | None = None,
     ) -> Any:
-        """Read one more token per hypothesis, first the mark; return the cache.
+        """Read one more token per hypothesis; return the cache.
 
         Args:
-            cache: A side's.
+            cache: What the last call returned.
             tokens: Ids; anything where a hypothesis has ended.
-            going: False where a hypothesis has ended and stays as it is.
-            right: Whether it is the side that writes from the right.
+            stopped: True where a hypothesis has ended and stays as it is; None if none has.
         """
 
     @abstractmethod
-    def pairs(self, left: Any, right: Any) -> tuple[Scores, Scores]:
+    def pairs(self, cache: Any) -> Scores:
         """Return the logits of each side's next token, given each hypothesis of the other.
 
         Args:
-            left: The cache of the side from the left.
-            right: That of the side from the right.
+            cache: What the last call returned; it can still be used.
         """
 
     @abstractmethod
-    def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
+    def select(self, cache: Any, hypotheses: Int[Tensor, "side row own"]) -> Any:
         """Return the cache of some hypotheses, each named any number of times.
 
         Args:
-            cache: A side's.
-            hypotheses: Places counted through all rows; those of a row are of one old row.
+            cache: What the last call returned.
+            hypotheses: Places counted through both sides and all rows of the cache, (side · rows +
+                row) · own + hypothesis; those of a row are of one row of the cache.
         """
 
 
@@ -121,35 +139,30 @@ class FunctionPairScorer(BidirectionalScorer):
         prompt: Int[Tensor, "row time"],
         mask: Bool[Tensor, "row time"] | None = None,
         lengths: Int[Tensor, " row"] | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         """Keep the sources; known lengths are of no use to a function."""
         del lengths
         ids, real = aligned(prompt, check_prompt(prompt, mask))
-        nothing = ids.new_zeros(len(ids), 1, 0)
-        count = ids.new_zeros(len(ids), 1)
-        cache = (nothing, count, ids, real.sum(1))  # prefixes, their lengths, sources, theirs
-        return cache, cache
+        marks = torch.tensor([self.start_id, self.end_id], dtype=torch.long, device=ids.device)
+        prefixes = marks[:, None, None, None].expand(2, len(ids), 1, 1)
+        return prefixes, torch.ones_like(prefixes[..., 0]), ids, real.sum(1)
 
     def read(
         self,
         cache: Any,
-        tokens: Int[Tensor, "row own"],
-        going: Bool[Tensor, "row own"],
-        *,
-        right: bool,
+        tokens: Int[Tensor, "side row own"],
+        stopped: Bool[Tensor, "side row own"] | None = None,
     ) -> Any:
         """Append the tokens."""
-        del right
         ids, count, *sources = cache
-        return (torch.cat([ids, tokens[..., None]], 2), count + going, *sources)
+        count = count + (1 if stopped is None else ~stopped)
+        return (torch.cat([ids, tokens[..., None]], 3), count, *sources)
 
-    def pairs(self, left: Any, right: Any) -> tuple[Scores, Scores]:
+    def pairs(self, cache: Any) -> Scores:
         """Score all prefixes from the left with all from the right."""
-        l_ids, l_count, source, s_count = left
-        r_ids, r_count, *_ = right
-        rows, l_beams = l_count.shape
-        r_beams = r_count.shape[1]
-        shape = (rows, l_beams, r_beams)
+        (left, right), (l_count, r_count), source, s_count = cache
+        rows, beams = l_count.shape
+        shape = (rows, beams, beams)
         each = torch.stack(
             [
                 l_count[:, :, None].expand(shape).flatten(),
@@ -162,27 +175,26 @@ class FunctionPairScorer(BidirectionalScorer):
         places: list[Tensor] = []
         for lengths in torch.unique(each, dim=0):
             where = (each == lengths).all(1).nonzero()[:, 0]
-            row = where // (l_beams * r_beams)
-            own, partner = where // r_beams % l_beams, where % r_beams
+            row = where // beams**2
+            own, partner = where // beams % beams, where % beams
             n_left, n_right, n_source = lengths.tolist()
             found = self.function(
-                source[row, :n_source], l_ids[row, own, :n_left], r_ids[row, partner, :n_right]
+                source[row, :n_source], left[row, own, :n_left], right[row, partner, :n_right]
             )
             for side, logits in zip(sides, found, strict=True):
                 side.append(logits[:, -1] if logits.ndim == 3 else logits)
             places.append(where)
         order = torch.cat(places).argsort()
         l_scores, r_scores = (torch.cat(side)[order].view(*shape, -1) for side in sides)
-        return l_scores, r_scores.transpose(1, 2)
+        return torch.stack([l_scores, r_scores.transpose(1, 2)])
 
-    def select(self, cache: Any, hypotheses: Int[Tensor, "row own"]) -> Any:
+    def select(self, cache: Any, hypotheses: Int[Tensor, "side row own"]) -> Any:
         """Return prefixes."""
         ids, count, source, s_count = cache
-        rows = hypotheses[:, 0] // count.shape[1]
-        flat = hypotheses.flatten()
+        rows = hypotheses[0, :, 0] // count.shape[2]
         return (
-            ids.flatten(0, 1)[flat].view(*hypotheses.shape, ids.shape[2]),
-            count.flatten()[flat].view_as(hypotheses),
+            ids.flatten(0, 2)[hypotheses],
+            count.flatten()[hypotheses],
             source[rows],
             s_count[rows],
         )
@@ -192,20 +204,26 @@ def pair_scorer(model: Any, *, start_id: int = 2, end_id: int = 3) -> Bidirectio
     """Return what the search needs of a model.
 
     Args:
-        model: A :class:`BidirectionalScorer`, which is returned as it is, or a function or module
-            as :class:`FunctionPairScorer` takes it.
+        model: A :class:`BidirectionalScorer`, which is returned as it is; two language models, the
+            first of which writes from the left, as :class:`TwoModels` takes them; or a function or
+            module as :class:`FunctionPairScorer` takes it.
         start_id: What texts begin with, for a function.
         end_id: What texts end with, for a function.
 
     Raises:
-        ArgumentError: If it is neither.
+        ArgumentError: If it is none of these.
     """
+    from kexue_bidirectional_decoding.two_models import TwoModels
+
     if isinstance(model, BidirectionalScorer):
         return model
+    if isinstance(model, tuple | list) and len(model) == 2:
+        return TwoModels(*model)
     if not callable(model):
         raise ArgumentError(
-            "`scores` must be a BidirectionalScorer, or a function from sources and the prefixes "
-            f"of both sides to the logits of both. Found {type(model).__name__}.",
+            "`scores` must be a BidirectionalScorer, two language models, or a function from "
+            "sources and the prefixes of both sides to the logits of both. Found "
+            f"{type(model).__name__}.",
             argument="scores",
         )
     return FunctionPairScorer(model, start_id=start_id, end_id=end_id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from kexue.core import ArgumentError
 from kexue.core.component import PAD
@@ -80,210 +80,223 @@ def bidirectional_beam_search(
         https://kexue.fm/archives/6877, section “双向束搜索”.
     """
     mask = check_prompt(prompt, mask)
-    _check(scorer, prompt, lengths, width=width, steps=max_new_tokens, penalty=length_penalty)
-    rows, device = len(prompt), prompt.device
-    found = tuple(_Found.nothing(rows, max_new_tokens, device) for _ in range(2))
-    if rows and max_new_tokens:
+    _check(
+        scorer, (prompt, mask), lengths, width=width, steps=max_new_tokens, penalty=length_penalty
+    )
+    found = _Found.nothing(len(prompt), max_new_tokens, prompt.device)
+    if len(prompt) and max_new_tokens:
         _search(scorer, (prompt, mask, lengths), found, width, length_penalty, both=both)
-    left, right = found
-    if bool((left.scores.isnan() | right.scores.isnan()).any()):
+    if bool(found.scores.isnan().any()):
         raise WorkError(
             "The model's scores are NaN. Look at its weights, or compute in another dtype."
         )
-    from_right = right.good > left.good  # of equals the one from the left, as in the post
-    sides = left.result(scorer.end_id), right.result(scorer.end_id, turn=True)
-    time = max(side.sequences.shape[1] for side in sides)
-    wide = [
-        torch.nn.functional.pad(s.sequences, (0, time - s.sequences.shape[1]), value=PAD)
-        for s in sides
-    ]
+    from_right = found.good[1] > found.good[0]  # of equals the one from the left, as in the post
+    left, right = found.results(scorer.end_id)
+    time = max(side.sequences.shape[1] for side in (left, right))
+    wide = [F.pad(s.sequences, (0, time - s.sequences.shape[1]), value=PAD) for s in (left, right)]
     sequences = torch.where(from_right[:, None], wide[1], wide[0])
     used = int((sequences != PAD).any(0).sum())
     return BidirectionalResult(
         sequences[:, :used],
-        torch.where(from_right, right.scores, left.scores),
-        torch.where(from_right, right.ended, left.ended),
+        torch.where(from_right, *found.scores.flip(0)),
+        torch.where(from_right, *found.ended.flip(0)),
         from_right=from_right,
-        left=sides[0],
-        right=sides[1],
+        left=left,
+        right=right,
     )
 
 
 def _search(
     scorer: BidirectionalScorer,
     sources: tuple[Tensor, Tensor, Tensor | None],
-    found: tuple[_Found, ...],
+    found: _Found,
     width: int,
     penalty: float,
     *,
     both: bool,
 ) -> None:
-    rows, device = len(sources[0]), sources[0].device
-    live = torch.arange(rows, device=device)
-    caches: list[Any] = list(scorer.begin(*sources))
-    marks = (scorer.start_id, scorer.end_id)
-    going = torch.ones(rows, 1, dtype=torch.bool, device=device)
-    for i, mark in enumerate(marks):
-        tokens = torch.full((rows, 1), mark, dtype=torch.long, device=device)
-        caches[i] = scorer.read(caches[i], tokens, going, right=bool(i))
-    sides: list[_Side] = []
-    steps = found[0].tokens.shape[1]
+    live = torch.arange(len(sources[0]), device=sources[0].device)
+    cache = scorer.begin(*sources)
+    logits = scorer.pairs(cache)
+    _check_ends(scorer, logits.shape[-1])
+    sides = _Sides(scorer, logits, penalty)
+    steps = found.tokens.shape[2]
     for step in range(steps):
-        logits = scorer.pairs(*caches)
-        if not sides:
-            _check_marks(marks, logits[0].shape[-1])
-            sides = [_Side(marks[1 - i], marks[i], logits[i], penalty) for i in range(2)]
         # Both are scored before either goes on: the other's hypotheses are those of the last step.
-        probable = [_averaged(logits[i], sides[1 - i].scores > -math.inf) for i in range(2)]
-        parents = [sides[i].extend(probable[i], width) for i in range(2)]
-        best = [side.best() for side in sides]
-        over = _done(best, both=both) if step + 1 < steps else torch.ones_like(live).bool()
-        for i, side in enumerate(sides):
-            found[i].keep(live[over], side.of(over), best[i][1][over])
-        if bool(over.all()):
-            return
-        keep = (~over).nonzero()[:, 0]
-        live = live[keep]
-        for i, side in enumerate(sides):
-            beams = logits[i].shape[1]
-            places = parents[i] + beams * torch.arange(len(over), device=device)[:, None]
-            cache = scorer.select(caches[i], places[keep])
-            side.keep(keep)
-            caches[i] = scorer.read(cache, side.tokens[..., -1], side.going, right=bool(i))
+        places = sides.extend(_averaged(logits, sides.there), width)
+        over = sides.done(both=both) if step + 1 < steps else torch.ones_like(live).bool()
+        if over is not None and bool(over.any()):
+            found.keep(live, over, sides)
+            if bool(over.all()):
+                return
+            kept = (~over).nonzero()[:, 0]
+            live, places = live[kept], places[:, kept]
+            sides.keep(kept)
+            cache = scorer.select(cache, places)
+        elif places.numel() > 2 * len(live) or logits.shape[2] > 1:
+            cache = scorer.select(cache, places)  # a single hypothesis goes on from itself
+        cache = scorer.read(cache, sides.tokens[..., -1], sides.stopped)
+        logits = scorer.pairs(cache)
 
 
 def _averaged(
-    logits: Float[Tensor, "row own partner token"], there: Bool[Tensor, "row partner"]
-) -> Float[Tensor, "row own token"]:
+    logits: Float[Tensor, "side row own partner token"],
+    there: Bool[Tensor, "side row own"] | None,
+) -> Float[Tensor, "side row own token"]:
     """Return log-probabilities of the mean over those of the partner's hypotheses that exist."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)
-    if logits.shape[2] == 1 or logits.stride(2) == 0:  # one, or it does not look at the partner
-        alone: Tensor = logits - total.masked_fill(total == -math.inf, 0.0)
-        return alone[:, :, 0]
-    missing = ~there[:, None, :, None]
-    total = total.masked_fill(missing | (total == -math.inf), math.inf)
-    count = there.sum(1).clamp(min=1).to(logits.dtype)[:, None, None]
-    return (logits - total).logsumexp(2) - count.log()
+    alone = logits.shape[3] == 1 or logits.stride(3) == 0  # or it does not look at the partner
+    if alone:
+        logits = logits[:, :, :, :1]
+    probable = logits.log_softmax(-1)
+    if math.isnan(float(probable[..., 0].sum())):  # a NaN among them, or nothing that is possible
+        nothing = logits.amax(-1, keepdim=True) == -math.inf
+        probable = probable.masked_fill(nothing, -math.inf)
+    if alone:
+        return probable[:, :, :, 0]
+    if there is None:
+        return probable.logsumexp(3) - math.log(logits.shape[3])
+    partners = there.flip(0)
+    probable = probable.masked_fill(~partners[:, :, None, :, None], -math.inf)
+    count = partners.sum(2).clamp(min=1).to(logits.dtype)
+    return probable.logsumexp(3) - count.log()[:, :, None, None]
 
 
-def _done(
-    best: list[tuple[Float[Tensor, " row"], Int[Tensor, " row"], Bool[Tensor, " row"]]],
-    *,
-    both: bool,
-) -> Bool[Tensor, " row"]:
-    (left, _, l_ended), (right, _, r_ended) = best
-    nothing = left.isneginf() & right.isneginf()
-    if both:
-        return nothing | ((l_ended | left.isneginf()) & (r_ended | right.isneginf()))
-    return nothing | (l_ended & (left >= right)) | (r_ended & (right >= left))
-
-
-class _Side:
-    """The hypotheses of one side, of all rows that are not done.
+class _Sides:
+    """The hypotheses of both sides, of all rows that are not done; best first.
 
     Args:
-        last: What they end with.
-        first: What they begin with, which never comes again.
-        logits: Of the first token.
+        scorer: What ends them, and what never comes.
+        logits: Of the first tokens.
         penalty: Exponent of the length.
     """
 
-    def __init__(self, last: int, first: int, logits: Tensor, penalty: float) -> None:
-        rows, device = len(logits), logits.device
+    def __init__(self, scorer: BidirectionalScorer, logits: Tensor, penalty: float) -> None:
+        rows, size, device = logits.shape[1], logits.shape[-1], logits.device
         half = logits.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half else logits.dtype
-        self.last, self.first, self.penalty = last, first, penalty
-        self.scores = torch.zeros(rows, 1, dtype=dtype, device=device)
-        self.lengths = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.going = torch.ones(rows, 1, dtype=torch.bool, device=device)
-        self.tokens = torch.zeros(rows, 1, 0, dtype=torch.long, device=device)
+        self.penalty = penalty
+        self.last = torch.tensor(scorer.ends, device=device)[:, None, None]
+        token = torch.arange(size, device=device)
+        # What has ended has one continuation, itself, and stands at the place of its last token.
+        self.itself = torch.where(token == self.last[..., None], 0.0, -math.inf).to(dtype)
+        self.never: Tensor | None = None
+        if scorer.begins is not None:
+            self.never = token == torch.tensor(scorer.begins, device=device)[:, None, None, None]
+        self.scores = torch.zeros(2, rows, 1, dtype=dtype, device=device)
+        self.tokens = torch.zeros(2, rows, 1, 0, dtype=torch.long, device=device)
+        self.going = torch.ones(2, rows, 1, dtype=torch.bool, device=device)
+        # Most steps have no hypothesis that has ended or does not exist, and need no masks.
+        self.stopped: Tensor | None = None
+        self.there: Tensor | None = None
 
     @property
-    def good(self) -> Float[Tensor, "row own"]:
+    def good(self) -> Float[Tensor, "side row own"]:
         """What hypotheses are compared by."""
-        return self.scores / self.lengths.clamp(min=1).to(self.scores.dtype) ** self.penalty
+        return self._penalised(self.scores, (self.tokens != PAD).sum(-1))
 
-    def extend(self, probable: Float[Tensor, "row own token"], width: int) -> Tensor:
-        """Keep the best continuations; return which hypothesis each of them goes on from."""
-        size = probable.shape[2]
-        total = self.scores[..., None] + probable
-        total[..., self.first] = -math.inf
-        # What has ended has one continuation, itself, and stands at the place of its last token.
-        itself = torch.arange(size, device=total.device) == self.last
-        stays = torch.where(itself, self.scores[..., None], -math.inf)
-        total = torch.where(self.going[..., None], total, stays)
-        lengths = self.lengths + self.going
-        good = total / lengths[..., None].to(total.dtype) ** self.penalty
-        flat = good.flatten(1).topk(min(width, good[0].numel()), 1).indices
-        parents, tokens = flat // size, flat % size
-        going = self.going.gather(1, parents)
-        self.scores = total.flatten(1).gather(1, flat)
-        self.lengths = lengths.gather(1, parents)
-        tokens = tokens.masked_fill(~going, PAD)
-        history = self.tokens.gather(1, parents[..., None].expand(-1, -1, self.tokens.shape[2]))
-        self.tokens = torch.cat([history, tokens[..., None]], 2)
-        self.going = going & (tokens != self.last)
-        return parents
+    def _penalised(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        return scores / lengths.clamp(min=1).to(scores.dtype) ** self.penalty
 
-    def best(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how good the best of each row is, which it is, and whether it has ended."""
-        good, place = self.good.max(1)
-        ended = ~self.going.gather(1, place[:, None])[:, 0]
-        return good, place, ended & ~good.isneginf()
+    def extend(self, probable: Float[Tensor, "side row own token"], width: int) -> Tensor:
+        """Keep the best continuations.
 
-    def of(self, rows: Bool[Tensor, " row"]) -> tuple[Tensor, ...]:
-        """Return goodness, scores, tokens, and what goes on, of some rows."""
-        return self.good[rows], self.scores[rows], self.tokens[rows], self.going[rows]
+        Returns:
+            Which hypothesis each goes on from, ``[side, row, own]``, counted through both sides.
+        """
+        _, rows, own, size = probable.shape
+        total = probable + self.scores[..., None]
+        if self.never is not None:
+            total.masked_fill_(self.never, -math.inf)
+        if self.stopped is not None:
+            stays = self.scores[..., None] + self.itself
+            total = torch.where(self.stopped[..., None], stays, total)
+        good = total
+        if self.penalty:
+            lengths = (self.tokens != PAD).sum(-1) + self.going
+            good = self._penalised(total, lengths[..., None])
+        best, flat = good.flatten(2).topk(min(width, own * size), 2)
+        self.scores = total.flatten(2).gather(2, flat) if self.penalty else best
+        first = torch.arange(0, 2 * rows * own, own, device=flat.device).view(2, rows, 1)
+        places = flat.div(size, rounding_mode="floor") + first
+        tokens = flat.remainder(size)[..., None]
+        going = tokens[..., 0] != self.last
+        if self.stopped is not None:
+            went = self.going.flatten()[places]
+            tokens = tokens.masked_fill(~went[..., None], PAD)
+            going &= went
+        self.tokens = torch.cat([self.tokens.flatten(0, 2)[places], tokens], 3)
+        self.going = going
+        self._look()
+        return places
+
+    def _look(self) -> None:
+        self.stopped = None if bool(self.going.all()) else ~self.going
+        worst = float(self.scores[..., -1].min())
+        self.there = None if worst > -math.inf else self.scores > -math.inf
+
+    def done(self, *, both: bool) -> Bool[Tensor, " row"] | None:
+        """Return which rows are done; None if no row is."""
+        if self.stopped is None and self.there is None:
+            return None
+        left, right = good = self.good[..., 0]
+        nothing = good.isneginf()
+        l_ended, r_ended = ~self.going[..., 0] & ~nothing
+        if both:
+            return ((l_ended | nothing[0]) & (r_ended | nothing[1])) | nothing.all(0)
+        return nothing.all(0) | (l_ended & (left >= right)) | (r_ended & (right >= left))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with some rows."""
-        self.scores, self.lengths = self.scores[rows], self.lengths[rows]
-        self.going, self.tokens = self.going[rows], self.tokens[rows]
+        self.scores, self.going = self.scores[:, rows], self.going[:, rows]
+        self.tokens = self.tokens[:, rows]
+        self._look()
 
 
 @dataclass(slots=True)
 class _Found:
-    """The best of one side, of all rows."""
+    """The best of both sides, of all rows."""
 
-    good: Tensor
+    good: Tensor  # [side, row]
     scores: Tensor
     tokens: Tensor
     ended: Tensor
 
     @classmethod
     def nothing(cls, rows: int, time: int, device: torch.device) -> _Found:
-        worst = torch.full((rows,), -math.inf, device=device)
-        tokens = torch.full((rows, time), PAD, dtype=torch.long, device=device)
-        return cls(worst, worst, tokens, torch.zeros(rows, dtype=torch.bool, device=device))
+        worst = torch.full((2, rows), -math.inf, device=device)
+        tokens = torch.full((2, rows, time), PAD, dtype=torch.long, device=device)
+        return cls(worst, worst, tokens, torch.zeros(2, rows, dtype=torch.bool, device=device))
 
-    def keep(self, rows: Tensor, side: tuple[Tensor, ...], place: Tensor) -> None:
-        """Take the best hypothesis of rows that are done."""
-        good, scores, tokens, going = (
-            part[torch.arange(len(rows), device=rows.device), place] for part in side
-        )
+    def keep(self, live: Tensor, over: Bool[Tensor, " row"], sides: _Sides) -> None:
+        """Take the best hypotheses of rows that are done."""
+        rows = live[over]
+        good, scores = sides.good[:, over, 0], sides.scores[:, over, 0]
         if self.scores.dtype != scores.dtype:
             self.good, self.scores = self.good.to(scores.dtype), self.scores.to(scores.dtype)
-        self.good = self.good.index_copy(0, rows, good)
-        self.scores = self.scores.index_copy(0, rows, scores)
-        there = ~good.isneginf()
-        self.ended[rows] = ~going & there
-        self.tokens[rows, : tokens.shape[1]] = tokens.masked_fill(~there[:, None], PAD)
+        self.good = self.good.index_copy(1, rows, good)
+        self.scores = self.scores.index_copy(1, rows, scores)
+        nothing = good.isneginf()
+        self.ended[:, rows] = ~sides.going[:, over, 0] & ~nothing
+        tokens = sides.tokens[:, over, 0].masked_fill(nothing[..., None], PAD)
+        self.tokens[:, rows, : tokens.shape[2]] = tokens
 
-    def result(self, end_id: int, *, turn: bool = False) -> DecodeResult:
-        """Return texts from left to right, with the end token where they have one."""
-        sequences = self.tokens
-        if turn:
-            # The last mark stays where the text ends, and becomes the end token.
-            lengths = (sequences != PAD).sum(1)
-            sequences = reverse_rows(sequences, lengths - self.ended.long())
+    def results(self, end_id: int) -> tuple[DecodeResult, DecodeResult]:
+        """Return texts of both sides, from left to right, with the end token where they end."""
+        left, right = self.tokens
+        # The last mark stays where the text ends, and becomes the end token.
+        lengths = (right != PAD).sum(1)
+        right = reverse_rows(right, lengths - self.ended[1].long())
+        if right.shape[1]:
             last = (lengths - 1).clamp(min=0)[:, None]
-            if sequences.shape[1]:
-                ends = torch.where(self.ended[:, None], end_id, sequences.gather(1, last))
-                sequences = sequences.scatter(1, last, ends)
-        used = int((sequences != PAD).any(0).sum())
-        return DecodeResult(sequences[:, :used], self.scores, self.ended)
+            ends = torch.where(self.ended[1][:, None], end_id, right.gather(1, last))
+            right = right.scatter(1, last, ends)
+        used = [int((tokens != PAD).any(0).sum()) for tokens in (left, right)]
+        return (
+            DecodeResult(left[:, : used[0]], self.scores[0], self.ended[0]),
+            DecodeResult(right[:, : used[1]], self.scores[1], self.ended[1]),
+        )
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -291,7 +304,7 @@ class _Found:
 
 def _check(
     scorer: BidirectionalScorer,
-    prompt: Tensor,
+    sources: tuple[Tensor, Tensor],
     lengths: Tensor | None,
     *,
     width: int,
@@ -310,11 +323,13 @@ def _check(
             f"`length_penalty` must be a finite number of at least 0. Found {penalty}.",
             argument="length_penalty",
         )
-    room = scorer.max_length
-    if room is not None and steps > room + 1:  # the last mark is written, not read
+    prompt, mask = sources
+    longest = int(mask.sum(1).max()) if mask.numel() else 0
+    room = scorer.room(longest)
+    if room is not None and steps > room:
         raise ArgumentError(
-            f"`max_new_tokens` must be at most {room + 1}: the model reads {room} tokens per side. "
-            f"Found {steps}.",
+            f"`max_new_tokens` must be at most {room}, as the model has room for, behind a prompt "
+            f"of {longest} tokens. Found {steps}.",
             argument="max_new_tokens",
         )
     if lengths is not None and (
@@ -329,11 +344,12 @@ def _check(
         )
 
 
-def _check_marks(marks: tuple[int, int], size: int) -> None:
-    for name, token in zip(("start_id", "end_id"), marks, strict=True):
+def _check_ends(scorer: BidirectionalScorer, size: int) -> None:
+    for name, token in zip(("left", "right"), scorer.ends, strict=True):
         if not 0 <= token < size:
+            argument = "end_id" if token == scorer.end_id else "start_id"
             raise ArgumentError(
-                f"`{name}` must be one of the model's {size} tokens. Found {token}: no text from "
-                f"the {'right' if name == 'start_id' else 'left'} would ever end.",
-                argument=name,
+                f"`{argument}` must be one of the model's {size} tokens. Found {token}: no text "
+                f"from the {name} would ever end.",
+                argument=argument,
             )
