@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     )
     from kexue_bidirectional_decoding.interactive import visible as visible
     from kexue_bidirectional_decoding.model import BidirectionalSeq2Seq as BidirectionalSeq2Seq
+    from kexue_bidirectional_decoding.pseudo import Partners as Partners
+    from kexue_bidirectional_decoding.pseudo import pseudo_targets as pseudo_targets
     from kexue_bidirectional_decoding.scorer import BidirectionalScorer as BidirectionalScorer
     from kexue_bidirectional_decoding.scorer import FunctionPairScorer as FunctionPairScorer
     from kexue_bidirectional_decoding.search import BidirectionalResult as BidirectionalResult
@@ -38,6 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "decoder": ["BidirectionalBeam"],
         "interactive": ["InteractiveAttention", "visible"],
         "model": ["BidirectionalSeq2Seq"],
+        "pseudo": ["Partners", "pseudo_targets"],
         "scorer": ["BidirectionalScorer", "FunctionPairScorer"],
         "search": ["BidirectionalResult", "bidirectional_beam_search"],
         "targets": [

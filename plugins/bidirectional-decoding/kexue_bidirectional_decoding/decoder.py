@@ -85,9 +85,11 @@ class BidirectionalBeam(Decoder):
         """Return the better of the two sides' best texts.
 
         Args:
-            scores: A :class:`~kexue_bidirectional_decoding.BidirectionalScorer`, or a function
-                from sources and the prefixes of both sides, ``[pair, time]`` each, to the logits
-                ``[pair, token]`` of both.
+            scores: A :class:`~kexue_bidirectional_decoding.BidirectionalScorer`; two language
+                models, such as those of transformers, the second of which writes from the right
+                (see :class:`~kexue_bidirectional_decoding.TwoModels`); or a function from sources
+                and the prefixes of both sides, ``[pair, time]`` each, to the logits ``[pair,
+                token]`` of both.
             prompt: Sources; ids.
             mask: True at real tokens of the sources; all are by default.
             lengths: Tokens that each text is known to have; unknown by default.

@@ -11,8 +11,9 @@ from kexue.core import Claim, Context, Figure, Report, Table
 from kexue.core.text import spread
 from kexue_bidirectional_decoding.words import (
     HIDDEN,
-    Interaction,
+    Kind,
     Restored,
+    begun,
     hold_out,
     restore,
     vocabulary_of_text,
@@ -25,27 +26,30 @@ __all__ = ["words"]
 
 _POST = "https://kexue.fm/archives/6877"
 _PAPER = "https://arxiv.org/abs/1905.04847"
-_NAMES: Mapping[Interaction, str] = {
+_NAMES: Mapping[Kind, str] = {
     "none": "each alone",
     "post": "post: plain teacher forcing",
     "mask": "mask: without the leak",
+    "pseudo": "pseudo: partners read pseudo-targets",
 }
 
-Runs = Mapping[Interaction, Sequence[Restored]]
+Runs = Mapping[Kind, Sequence[Restored]]
 """What the models of each kind make of the words, one per seed."""
 
 
 def words(context: Context) -> Report:
     """Restore words from the left, from the right, and from both ends."""
     known = vocabulary_of_text()
-    epochs, width = context.pick((6, 64), (1, 32))
-    runs: dict[Interaction, list[Restored]] = {name: [] for name in _NAMES}
+    together, apart, width = context.pick((10, 3, 64), (1, 1, 32))
+    runs: dict[Kind, list[Restored]] = {name: [] for name in _NAMES}
     held = 0
     for seed in context.seeds:
-        data = hold_out(known, seed, most=context.pick(200, 30), device=context.device)
+        times, most = context.pick((2, len(known)), (1, 96))
+        data = hold_out(known, seed, times=times, most=most, device=context.device)
         held = len(data.hidden)
+        first = begun(context, data, seed=seed, epochs=together, width=width)
         for name, found in runs.items():
-            found.append(restore(context, data, name, seed=seed, epochs=epochs, width=width))
+            found.append(restore(context, data, first, name, seed=seed, epochs=apart))
     return Report(
         [
             _asymmetry(runs),
@@ -54,6 +58,7 @@ def words(context: Context) -> Report:
             _without_leak(runs),
             _choosing(runs),
             _exact_match(runs),
+            _retrained(runs),
         ],
         [_table(runs)],
         [
@@ -71,20 +76,27 @@ def words(context: Context) -> Report:
         ],
         [
             (
-                f"{len(known)} words of 7 to 12 letters of CPython's reference text, {held} held "
-                f"out per seed; {HIDDEN:.0%} of a word's letters are hidden, others each time in "
-                "training."
+                f"{len(known)} words of 7 to 12 letters of CPython's reference text, 15 % held out "
+                f"per seed and asked for {held} times in all; {HIDDEN:.0%} of the letters are "
+                "hidden, others each time in training. The share was chosen for the accuracy of "
+                "the decoder from the left alone: words must be restored for exact match to say "
+                "anything."
             ),
             (
-                f"GRU of width {width}, {epochs} passes of 64 words a step, Adam; beam 3. The "
-                "length is that of the source, and the model without the leak is told so."
+                f"GRU of width {width}, 64 words a step, Adam; beam 3. All models of a seed share "
+                f"{together} passes as two decoders that know nothing of each other, and go on for "
+                f"{apart} passes each as what they are, with the same words and hidden letters. "
+                "The length is that of the source, and the model without the leak is told so."
             ),
-            "Retraining on pseudo-targets, the paper's remedy, is not measured.",
+            (
+                "Pseudo-targets are what the two decoders of the shared passes write, greedily, "
+                "for the same hidden letters."
+            ),
         ],
     )
 
 
-def _of(runs: Runs, name: Interaction, figure: str) -> list[float]:
+def _of(runs: Runs, name: Kind, figure: str) -> list[float]:
     """Return a figure per seed, such as ``"left.first"``."""
     found: list[float] = []
     for run in runs[name]:
@@ -151,7 +163,7 @@ def _without_leak(runs: Runs) -> Claim:
     }
     return Claim(
         "Trained without the states that leak, the side from the left makes fewer errors at the "
-        "end of a word, and its two ends are more alike (ours; the post retrains instead).",
+        "end of a word, and its two ends are more alike (ours; the post retrains).",
         f"{_POST}, section “改进生成的原因”",
         f"last four letters {spread(mask)}, alone {spread(alone)}; difference of first and last "
         f"four {spread(gaps['mask'])}, alone {spread(gaps['none'])}.",
@@ -190,6 +202,19 @@ def _exact_match(runs: Runs) -> Claim:
     )
 
 
+def _retrained(runs: Runs) -> Claim:
+    pseudo, post = _of(runs, "pseudo", "chosen"), _of(runs, "post", "chosen")
+    return Claim(
+        "Trained with partners that read pseudo-targets, as in decoding, both directions restore "
+        "more words than with partners that read the target.",
+        f"{_POST}, section “思考分析”, 3; {_PAPER}",
+        f"words restored {spread(pseudo)}, with plain teacher forcing {spread(post)}; gain "
+        f"{spread(_less(pseudo, post))}.",
+        "A gain above 0 on average.",
+        fmean(_less(pseudo, post)) > 0,
+    )
+
+
 _ENDS = ("first", "last")
 
 
@@ -205,7 +230,12 @@ def _table(runs: Runs) -> Table:
     return Table("Shares that are right, of held-out words", columns, rows)
 
 
-_COLOURS: Mapping[Interaction, str] = {"none": "#7f8c8d", "post": "#c0392b", "mask": "#2c6fbb"}
+_COLOURS: Mapping[Kind, str] = {
+    "none": "#7f8c8d",
+    "post": "#c0392b",
+    "mask": "#2c6fbb",
+    "pseudo": "#27ae60",
+}
 
 
 def _plot_ends(runs: Runs, canvas: Canvas) -> None:

@@ -121,6 +121,9 @@ class InteractiveAttention(nn.Module):
         left: Float[Tensor, "row time feature"],
         right: Float[Tensor, "row time feature"],
         lengths: Int[Tensor, " row"] | None = None,
+        *,
+        partners: tuple[Tensor, Tensor] | None = None,
+        steps: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "row time feature"], Float[Tensor, "row time feature"]]:
         """Return what each direction learns from the other.
 
@@ -133,6 +136,9 @@ class InteractiveAttention(nn.Module):
             lengths: Tokens of each text, marks left out. Without them ``leak="mask"`` is an error
                 in training; in evaluation all states in step are asked, as in decoding a text of
                 unknown length.
+            partners: States from the left and from the right that are asked instead of ``left`` and
+                ``right``, such as those of decoders that have read pseudo-targets; same shape.
+            steps: How many of each row's ``partners`` are real, ``[row]`` each; all by default.
 
         Raises:
             ArgumentError: If the shapes do not fit.
@@ -143,6 +149,12 @@ class InteractiveAttention(nn.Module):
                 f"{list(right.shape)} and {list(left.shape)}.",
                 argument="right",
             )
+        if partners is not None and any(part.shape != left.shape for part in partners):
+            raise ArgumentError(
+                f"`partners` must have the shape of `left`, {list(left.shape)}. Found "
+                f"{list(partners[0].shape)} and {list(partners[1].shape)}.",
+                argument="partners",
+            )
         if lengths is not None and lengths.shape != left.shape[:1]:
             raise ArgumentError(
                 f"`lengths` must have shape [{len(left)}], a number per row. Found "
@@ -152,11 +164,18 @@ class InteractiveAttention(nn.Module):
         unknown = lengths is None and not self.training
         leak = "post" if unknown else self.leak
         seen = visible(left.shape[1], lengths, leak=leak, device=left.device)[:, None]
+        l_seen = r_seen = seen
+        if steps is not None:
+            places = torch.arange(left.shape[1], device=left.device)
+            r_seen, l_seen = (seen & (places < count[:, None, None, None]) for count in steps)
         q_left, k_left, v_left = self.project(left, right=False)
         q_right, k_right, v_right = self.project(right, right=True)
+        if partners is not None:
+            _, k_left, v_left = self.project(partners[0], right=False)
+            _, k_right, v_right = self.project(partners[1], right=True)
         return (
-            _merged(F.scaled_dot_product_attention(q_left, k_right, v_right, seen)),
-            _merged(F.scaled_dot_product_attention(q_right, k_left, v_left, seen)),
+            _merged(F.scaled_dot_product_attention(q_left, k_right, v_right, l_seen)),
+            _merged(F.scaled_dot_product_attention(q_right, k_left, v_left, r_seen)),
         )
 
 

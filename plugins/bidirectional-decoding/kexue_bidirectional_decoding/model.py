@@ -15,6 +15,7 @@ from kexue.core import ArgumentError
 from kexue.core.language import Characters, aligned, check_prompt, pad_ids
 from kexue.core.training import Trainable
 from kexue_bidirectional_decoding.interactive import InteractiveAttention
+from kexue_bidirectional_decoding.pseudo import Partners
 from kexue_bidirectional_decoding.scorer import BidirectionalScorer, Scores
 from kexue_bidirectional_decoding.targets import (
     BidirectionalTargets,
@@ -159,6 +160,8 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         left_in: Int[Tensor, "row time"],
         right_in: Int[Tensor, "row time"],
         lengths: Int[Tensor, " row"] | None = None,
+        *,
+        partners: Partners | None = None,
     ) -> tuple[Float[Tensor, "row time token"], Float[Tensor, "row time token"]]:
         """Return the logits of what follows each input of both decoders.
 
@@ -168,19 +171,29 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
             left_in: The start token and the target.
             right_in: The end token and the target from its end.
             lengths: Tokens of each target; ``interaction="mask"`` cannot be trained without.
+            partners: What the partners have read, if it is not the target; see
+                :func:`~kexue_bidirectional_decoding.pseudo_targets`.
         """
         memory, state = self._encode(source, mask)
         inputs = (left_in, right_in)
-        hidden = [
-            self.decoders[i](self.dropout(self.embedding(ids)), state[None].contiguous())[0]
-            for i, ids in enumerate(inputs)
-        ]
+        hidden = self._written(inputs, state)
         mixed = [self._mixed(h, memory, mask, right=bool(i)) for i, h in enumerate(hidden)]
         if self.between is not None:
-            asked = self.between(*hidden, lengths)
+            others: dict[str, Any] = {}
+            if partners is not None:
+                others["partners"] = self._written(partners[:2], state)
+                others["steps"] = partners[2:]
+            asked = self.between(*hidden, lengths, **others)
             mixed = [m + self.crosses[i](asked[i]) for i, m in enumerate(mixed)]
         left, right = (self.output(self.dropout(m.tanh())) for m in mixed)
         return left, right
+
+    def _written(self, inputs: tuple[Tensor, ...], state: Tensor) -> tuple[Tensor, ...]:
+        """Return the states of both decoders, which have read these."""
+        return tuple(
+            decoder(self.dropout(self.embedding(ids)), state[None].contiguous())[0]
+            for decoder, ids in zip(self.decoders, inputs, strict=True)
+        )
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return nats per character, the mean of both directions, ends counted as characters."""

@@ -17,6 +17,7 @@ from kexue.core.interfaces.decoder import DecodeResult
 from kexue.core.lab.data import text
 from kexue.core.language import pad_ids
 from kexue_bidirectional_decoding.model import BidirectionalSeq2Seq
+from kexue_bidirectional_decoding.pseudo import pseudo_targets
 from kexue_bidirectional_decoding.search import bidirectional_beam_search
 from kexue_bidirectional_decoding.targets import (
     BidirectionalTargets,
@@ -24,12 +25,26 @@ from kexue_bidirectional_decoding.targets import (
     make_bidirectional,
 )
 
-__all__ = ["HIDDEN", "Restored", "Words", "restore", "vocabulary_of_text"]
+__all__ = [
+    "HIDDEN",
+    "Kind",
+    "Restored",
+    "Shares",
+    "Words",
+    "begun",
+    "hold_out",
+    "restore",
+    "vocabulary_of_text",
+]
 
-HIDDEN = 0.45
+HIDDEN = 0.1
 """Share of the letters that are hidden."""
 
-Interaction = Literal["mask", "post", "none"]
+Kind = Literal["none", "post", "mask", "pseudo"]
+"""What the decoders of a model know of each other, and from what they were trained to know it."""
+
+
+_RATE = 8e-3  # of Adam
 
 
 @dataclass(frozen=True)
@@ -57,13 +72,16 @@ def vocabulary_of_text() -> list[str]:
     return sorted(word for word in found if 7 <= len(word) <= 12)
 
 
-def hold_out(words: Sequence[str], seed: int, *, most: int, device: torch.device) -> Words:
+def hold_out(
+    words: Sequence[str], seed: int, *, times: int, most: int, device: torch.device
+) -> Words:
     """Hold some 15 % of the words out, and hide letters of these.
 
     Args:
         words: All words.
         seed: Decides which are held out, and which letters are hidden.
-        most: How many to hold out at most.
+        times: How often each of these is asked for, with other letters hidden.
+        most: How many words to fit to at most, and to hold out.
         device: Where.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -71,8 +89,8 @@ def hold_out(words: Sequence[str], seed: int, *, most: int, device: torch.device
     held = max(1, round(0.15 * len(words)))
     alphabet = "".join(sorted({c for word in words for c in word}))
     known = BidirectionalSeq2Seq(alphabet, width=2, heads=1).vocabulary
-    test = pad_ids([known.encode(words[i]) for i in order[:held][:most]])
-    train = pad_ids([known.encode(words[i]) for i in order[held:]])
+    test = pad_ids([known.encode(words[i]) for i in order[:held][:most] for _ in range(times)])
+    train = pad_ids([known.encode(words[i]) for i in order[held:][:most]])
     hidden = (torch.rand(test[0].shape, generator=generator) < HIDDEN) & test[1]
     return Words(
         alphabet,
@@ -88,7 +106,8 @@ class Restored:
 
     Args:
         training: Nats per letter in the last pass over the words it was fitted to.
-        held_out: The same of held-out words, given the letters before.
+        held_out: The same of held-out words, given the letters before, and of the partner what it
+            was given in training.
         left: Shares of letters and words that are right, written from the left.
         right: The same from the right.
         chosen: Share of words that are right where the better-scored direction is taken.
@@ -122,50 +141,95 @@ class Shares:
     words: float
 
 
-def restore(
-    context: Context,
-    words: Words,
-    interaction: Interaction,
-    *,
-    seed: int,
-    epochs: int,
-    width: int,
-) -> Restored:
-    """Fit a model to words with hidden letters, and restore those that are held out.
+def begun(
+    context: Context, words: Words, *, seed: int, epochs: int, width: int
+) -> BidirectionalSeq2Seq:
+    """Fit two decoders that know nothing of each other: where all models of a seed begin.
 
     Args:
         context: Of the experiment.
         words: The words.
-        interaction: What the decoders know of each other.
-        seed: Of weights, order and hidden letters; the same for all models of a comparison.
+        seed: Of weights, order and hidden letters.
         epochs: Passes over the words.
         width: Of the model.
     """
     torch.manual_seed(seed)
-    model = BidirectionalSeq2Seq(words.alphabet, width=width, heads=4, interaction=interaction).to(
-        context.device
+    model = BidirectionalSeq2Seq(words.alphabet, width=width, heads=4, interaction="none")
+    model = model.to(context.device)
+    _fit(context, model, words, f"both alone, seed {seed}", seed=seed, epochs=epochs, rise=0.1)
+    return model.eval()
+
+
+def restore(
+    context: Context,
+    words: Words,
+    first: BidirectionalSeq2Seq,
+    kind: Kind,
+    *,
+    seed: int,
+    epochs: int,
+) -> Restored:
+    """Go on with a model as one of some kind, and restore the words that are held out.
+
+    What is new in it, the attention between the decoders, at first adds nothing.
+
+    Args:
+        context: Of the experiment.
+        words: The words.
+        first: What :func:`begun` returned; it also writes the pseudo-targets.
+        kind: What the decoders know of each other.
+        seed: Of new weights, order and hidden letters; the same for all kinds.
+        epochs: Passes over the words.
+    """
+    torch.manual_seed(seed)
+    config = first.config() | {"interaction": "post" if kind == "pseudo" else kind}
+    model = BidirectionalSeq2Seq.from_config(config).to(context.device)
+    model.load_state_dict(first.state_dict(), strict=False)
+    if kind != "none":
+        for cross in model.crosses:
+            torch.nn.init.zeros_(cross.weight)
+    writer = first if kind == "pseudo" else None
+    name = f"{kind}, seed {seed}"
+    training = _fit(
+        context, model, words, name, seed=seed + 1000, epochs=epochs, rise=0.0, writer=writer
     )
-    training = _fit(context, model, words, seed, epochs)
-    return _measured(model.eval(), words, training)
+    return _measured(model.eval(), words, training, writer)
 
 
 def _fit(
-    context: Context, model: BidirectionalSeq2Seq, words: Words, seed: int, epochs: int
+    context: Context,
+    model: BidirectionalSeq2Seq,
+    words: Words,
+    name: str,
+    *,
+    seed: int,
+    epochs: int,
+    rise: float,
+    writer: BidirectionalSeq2Seq | None = None,
 ) -> float:
+    """Fit a model; return the mean loss of the last pass.
+
+    The rate rises in a share of the steps and then stays; without a rise, it falls to nothing.
+    """
     ids, mask = words.train
     size, batch = len(ids), 64
     steps = epochs * -(-size // batch)
-    optimizer = torch.optim.Adam(model.parameters(), lr=8e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, fused=True)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / (rise * steps), 1.0) if rise else 1.0 - step / steps
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     generator = make_generator(seed, context.device)
     losses: list[float] = []
-    with context.progress.task(f"{model.interaction}, seed {seed}", epochs) as task:
+    model.train()
+    with context.progress.task(name, epochs) as task:
         for _ in range(epochs):
             order = torch.randperm(size, generator=generator, device=ids.device)
             hidden = torch.rand(ids.shape, generator=generator, device=ids.device) < HIDDEN
             losses = []
             for rows in torch.split(order, batch):
-                loss = _loss(model, ids[rows], mask[rows], hidden[rows])
+                loss = _loss(model, ids[rows], mask[rows], hidden[rows], writer)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,20 +240,33 @@ def _fit(
     return fmean(losses)
 
 
-def _loss(model: BidirectionalSeq2Seq, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+def _loss(
+    model: BidirectionalSeq2Seq,
+    ids: Tensor,
+    mask: Tensor,
+    hidden: Tensor,
+    writer: BidirectionalSeq2Seq | None = None,
+) -> Tensor:
     marks = {"start_id": model.start_id, "end_id": model.end_id}
     targets: BidirectionalTargets = make_bidirectional(ids, mask, **marks)
     source = ids.masked_fill(hidden, model.vocabulary.mask_id)
     # Words of the batch are padded to the longest of all: cut off what none of them has.
     time = int(targets.lengths.max())
+    source, mask = source[:, :time], mask[:, :time]
+    partners = None if writer is None else pseudo_targets(writer, source, mask, time=time + 1)
     left, right = model(
-        source[:, :time], mask[:, :time], targets.left_in, targets.right_in, targets.lengths
+        source, mask, targets.left_in, targets.right_in, targets.lengths, partners=partners
     )
     return bidirectional_cross_entropy(left, right, targets)
 
 
 @torch.no_grad()
-def _measured(model: BidirectionalSeq2Seq, words: Words, training: float) -> Restored:
+def _measured(
+    model: BidirectionalSeq2Seq,
+    words: Words,
+    training: float,
+    writer: BidirectionalSeq2Seq | None,
+) -> Restored:
     ids, mask = words.test
     source = ids.masked_fill(words.hidden, model.vocabulary.mask_id)
     found = bidirectional_beam_search(
@@ -210,7 +287,7 @@ def _measured(model: BidirectionalSeq2Seq, words: Words, training: float) -> Res
     chosen = [a == b for a, b in zip(letters(found), wanted, strict=True)]
     return Restored(
         training,
-        float(_loss(model, ids, mask, words.hidden)),
+        float(_loss(model, ids, mask, words.hidden, writer)),
         _shares(letters(found.left), wanted),
         _shares(letters(found.right), wanted),
         fmean(chosen),
