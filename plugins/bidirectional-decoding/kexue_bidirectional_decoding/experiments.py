@@ -40,7 +40,7 @@ Runs = Mapping[Kind, Sequence[Restored]]
 def words(context: Context) -> Report:
     """Restore words from the left, from the right, and from both ends."""
     known = vocabulary_of_text()
-    together, apart, width = context.pick((10, 3, 64), (1, 1, 32))
+    together, apart, width = context.pick((7, 3, 64), (1, 1, 32))
     runs: dict[Kind, list[Restored]] = {name: [] for name in _NAMES}
     held = 0
     for seed in context.seeds:
@@ -77,7 +77,7 @@ def words(context: Context) -> Report:
         [
             (
                 f"{len(known)} words of 7 to 12 letters of CPython's reference text, 15 % held out "
-                f"per seed and asked for {held} times in all; {HIDDEN:.0%} of the letters are "
+                f"per seed, {held} questions; {HIDDEN:.0%} of the letters are "
                 "hidden, others each time in training. The share was chosen for the accuracy of "
                 "the decoder from the left alone: words must be restored for exact match to say "
                 "anything."

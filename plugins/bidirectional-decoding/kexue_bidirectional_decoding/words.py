@@ -17,7 +17,7 @@ from kexue.core.interfaces.decoder import DecodeResult
 from kexue.core.lab.data import text
 from kexue.core.language import pad_ids
 from kexue_bidirectional_decoding.model import BidirectionalSeq2Seq
-from kexue_bidirectional_decoding.pseudo import pseudo_targets
+from kexue_bidirectional_decoding.pseudo import Partners, pseudo_targets
 from kexue_bidirectional_decoding.search import bidirectional_beam_search
 from kexue_bidirectional_decoding.targets import (
     BidirectionalTargets,
@@ -227,9 +227,11 @@ def _fit(
         for _ in range(epochs):
             order = torch.randperm(size, generator=generator, device=ids.device)
             hidden = torch.rand(ids.shape, generator=generator, device=ids.device) < HIDDEN
+            partners = _partners(writer, ids, mask, hidden)
             losses = []
             for rows in torch.split(order, batch):
-                loss = _loss(model, ids[rows], mask[rows], hidden[rows], writer)
+                read = None if partners is None else Partners(*(part[rows] for part in partners))
+                loss = _loss(model, ids[rows], mask[rows], hidden[rows], read)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,22 +242,37 @@ def _fit(
     return fmean(losses)
 
 
+def _partners(
+    writer: BidirectionalSeq2Seq | None, ids: Tensor, mask: Tensor, hidden: Tensor
+) -> Partners | None:
+    if writer is None:
+        return None
+    source = ids.masked_fill(hidden, writer.vocabulary.mask_id)
+    return pseudo_targets(writer, source, mask, time=ids.shape[1] + 1)
+
+
 def _loss(
     model: BidirectionalSeq2Seq,
     ids: Tensor,
     mask: Tensor,
     hidden: Tensor,
-    writer: BidirectionalSeq2Seq | None = None,
+    partners: Partners | None,
 ) -> Tensor:
     marks = {"start_id": model.start_id, "end_id": model.end_id}
     targets: BidirectionalTargets = make_bidirectional(ids, mask, **marks)
     source = ids.masked_fill(hidden, model.vocabulary.mask_id)
     # Words of the batch are padded to the longest of all: cut off what none of them has.
     time = int(targets.lengths.max())
-    source, mask = source[:, :time], mask[:, :time]
-    partners = None if writer is None else pseudo_targets(writer, source, mask, time=time + 1)
+    if partners is not None:
+        left, right, *steps = partners
+        partners = Partners(left[:, : time + 1], right[:, : time + 1], *steps)
     left, right = model(
-        source, mask, targets.left_in, targets.right_in, targets.lengths, partners=partners
+        source[:, :time],
+        mask[:, :time],
+        targets.left_in,
+        targets.right_in,
+        targets.lengths,
+        partners=partners,
     )
     return bidirectional_cross_entropy(left, right, targets)
 
@@ -268,6 +285,7 @@ def _measured(
     writer: BidirectionalSeq2Seq | None,
 ) -> Restored:
     ids, mask = words.test
+    partners = _partners(writer, ids, mask, words.hidden)
     source = ids.masked_fill(words.hidden, model.vocabulary.mask_id)
     found = bidirectional_beam_search(
         model,
@@ -287,7 +305,7 @@ def _measured(
     chosen = [a == b for a, b in zip(letters(found), wanted, strict=True)]
     return Restored(
         training,
-        float(_loss(model, ids, mask, words.hidden, writer)),
+        float(_loss(model, ids, mask, words.hidden, partners)),
         _shares(letters(found.left), wanted),
         _shares(letters(found.right), wanted),
         fmean(chosen),
