@@ -44,7 +44,7 @@ def words(context: Context) -> Report:
     runs: dict[Kind, list[Restored]] = {name: [] for name in _NAMES}
     held = 0
     for seed in context.seeds:
-        times, most = context.pick((2, len(known)), (1, 96))
+        times, most = context.pick((2, len(known)), (1, 48))
         data = hold_out(known, seed, times=times, most=most, device=context.device)
         held = len(data.hidden)
         first = begun(context, data, seed=seed, epochs=together, width=width)

@@ -336,7 +336,8 @@ class BidirectionalSeq2Seq(Trainable, BidirectionalScorer):
         # The partner's hypotheses are the batch, the own side's the positions that ask.
         query = cache.query.flip(0).view(2, rows, 1, beams, heads, size)
         query = query.expand(-1, -1, beams, -1, -1, -1).transpose(3, 4).flatten(0, 2)
-        past = cache.past[:, : cache.time].unflatten(2, (2, heads, size)).transpose(1, 3)
+        past = cache.past[:, : cache.time]
+        past = past.view(*past.shape[:2], 2, heads, size).transpose(1, 3)
         asked = F.scaled_dot_product_attention(
             query, past[:, :, 0], past[:, :, 1], self._seen(cache, beams)
         )

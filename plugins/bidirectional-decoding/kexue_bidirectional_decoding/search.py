@@ -98,8 +98,8 @@ def bidirectional_beam_search(
     used = int((sequences != PAD).any(0).sum())
     return BidirectionalResult(
         sequences[:, :used],
-        torch.where(from_right, *found.scores.flip(0)),
-        torch.where(from_right, *found.ended.flip(0)),
+        torch.where(from_right, found.scores[1], found.scores[0]),
+        torch.where(from_right, found.ended[1], found.ended[0]),
         from_right=from_right,
         left=left,
         right=right,
@@ -243,9 +243,12 @@ class _Sides:
         left, right = good = self.good[..., 0]
         nothing = good.isneginf()
         l_ended, r_ended = ~self.going[..., 0] & ~nothing
+        over: Tensor
         if both:
-            return ((l_ended | nothing[0]) & (r_ended | nothing[1])) | nothing.all(0)
-        return nothing.all(0) | (l_ended & (left >= right)) | (r_ended & (right >= left))
+            over = (l_ended | nothing[0]) & (r_ended | nothing[1])
+        else:
+            over = (l_ended & (left >= right)) | (r_ended & (right >= left))
+        return over | nothing.all(0)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with some rows."""

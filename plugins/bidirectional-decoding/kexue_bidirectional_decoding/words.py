@@ -186,8 +186,8 @@ def restore(
     model = BidirectionalSeq2Seq.from_config(config).to(context.device)
     model.load_state_dict(first.state_dict(), strict=False)
     if kind != "none":
-        for cross in model.crosses:
-            torch.nn.init.zeros_(cross.weight)
+        for weight in model.crosses.parameters():
+            torch.nn.init.zeros_(weight)
     writer = first if kind == "pseudo" else None
     name = f"{kind}, seed {seed}"
     training = _fit(

@@ -81,7 +81,7 @@ def test_nothing_leaks_from_partners() -> None:
                 given = {"partners": partners} if with_partners else {}
                 out = learner(source, source > 0, made.left_in, made.right_in, **given)
                 logits.append(out[0][0, t])
-            leaks.append(not torch.allclose(*logits, atol=1e-12, rtol=0.0))
+            leaks.append(not torch.allclose(logits[0], logits[1], atol=1e-12, rtol=0.0))
         assert leaks == ([False] * 4 if with_partners else [False, False, True, True])
 
 
