@@ -8,7 +8,7 @@ and scores are compared before the clock starts.
 Floor: per step 2k hypotheses pass a decoder cell, and k² pairs their attention and the output. The
 pairs' output layer is the largest product, 4 k² · width · vocabulary operations a step for both
 sides: at k = 3, 64 steps, width 96 and 2000 tokens 0.44 GFLOP in all, some 20 ms on one core, which
-no cache can save. Both sides are computed by one operation each, some 80 small ones a step; at
+no cache can save. Both sides are computed by one operation each, some hundred small ones a step; at
 k = 1 and of a small vocabulary they are all that it costs.
 """
 
