@@ -37,13 +37,15 @@ from torch import Tensor
 from kexue.core import ArgumentError, state_dtype
 from kexue_derived_optimizers.options import as_patterns, check_patterns, require
 from kexue_derived_optimizers.recipe import Recipe
-from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, local, matching
+from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, matching
 from kexue_lookahead.derived import DerivedOptimizer, become, derive
 
 __all__ = ["LayerAdaptation", "LayerAdaptationDerivation", "with_layer_adaptation"]
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 Clamp = tuple[float, float] | None
+
+_SHARED, _PARTS = 2**16, 32  # numbers from which threads share a norm, and in how many parts
 
 
 def as_clamp(clamp: Any) -> Clamp:
@@ -147,8 +149,7 @@ class LayerAdaptationDerivation(Derivation):
             wanted = of_params.clamp(least, greatest)
         ratios = wanted * rate / (of_updates + rate * group["layer_adaptation_eps"])
         ratios = torch.where((of_params == 0) | (of_updates == 0), 1.0, ratios)
-        updates = [local(u) for u in batch.updates]
-        torch._foreach_mul_(updates, list(ratios.unbind()))
+        batch.scale(ratios)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
@@ -157,7 +158,16 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     if distributed(tensors[0]):
         found = [torch.linalg.vector_norm(x, dtype=wide) for x in tensors]
         return torch.stack([norm.full_tensor() for norm in found])
+    if tensors[0].device.type == "cpu":
+        return torch.stack([_norm(x, wide) for x in tensors])
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))  # noqa: SLF001
+
+
+def _norm(x: Tensor, wide: torch.dtype) -> Tensor:
+    """Return the norm of a tensor on a CPU, where torch has one thread for one number."""
+    if x.numel() >= _SHARED and x.numel() % _PARTS == 0 and x.is_contiguous():
+        x = torch.linalg.vector_norm(x.view(_PARTS, -1), dim=1, dtype=wide)
+    return torch.linalg.vector_norm(x, dtype=wide)
 
 
 @overload

@@ -363,6 +363,18 @@ def test_tensors_move_by_their_norm(
     assert (p.detach() - before).norm() == pytest.approx(rate * float(before.norm()), rel=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(512, 512), (511, 513), (2, 300, 300)])
+def test_large_tensors_move_by_their_norm(shape: tuple[int, ...]) -> None:
+    """Norms that threads share, those of sizes that they cannot, and of memory in another order."""
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).mT)
+    before = p.detach().clone()
+    p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    LAMB([p], lr=0.1).step()
+    moved = (p.detach() - before).square().sum().sqrt()
+    assert moved.item() == pytest.approx(0.1 * before.square().sum().sqrt().item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_zero_norms_take_the_plain_step(dtype: torch.dtype) -> None:
     at_zero, still, empty = (nn.Parameter(x.to(dtype)) for x in (

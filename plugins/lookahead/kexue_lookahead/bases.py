@@ -11,7 +11,7 @@ import torch
 from kexue.core import ArgumentError, registry
 from kexue.core.errors import ComponentNotFoundError
 
-__all__ = ["check_base", "reads_parameters", "resolve_base"]
+__all__ = ["check_base", "reads_parameters", "resolve_base", "steps_apart"]
 
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
@@ -139,3 +139,17 @@ def reads_parameters(base: type[torch.optim.Optimizer], group: dict[str, Any]) -
     if base in _READS_WITH_DECAY:
         return bool(group.get("weight_decay", 0))
     return True
+
+
+def steps_apart(base: type[torch.optim.Optimizer]) -> bool:
+    """Return whether a step of some parameters and a step of the others are the step of all.
+
+    That is so where whatever is remembered is remembered of a parameter, and nothing of a group or
+    of the optimizer. Any class may say so of itself in an attribute ``steps_apart``; those of
+    ``torch.optim`` that :func:`reads_parameters` knows do; all others, subclasses included, are
+    taken not to.
+
+    Args:
+        base: The class, exactly.
+    """
+    return bool(vars(base).get("steps_apart", base in _READS_WITH_DECAY))

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kexue.core import ArgumentError
@@ -52,19 +53,49 @@ class Batch:
         optimizer: Theirs.
         group: Theirs; ``group["lr"]`` holds the scheduled rate during ``update``.
         params: The parameters, before the step, of shape ``[*any]``.
-        updates: What the base would add to each, u = −γh, same shapes; changed in place. Empty in
-            ``directly``.
     """
 
     optimizer: DerivedOptimizer
     group: Group
     params: list[Tensor]
-    updates: list[Tensor] = dataclasses.field(default_factory=list)
+    _updates: list[Tensor] = dataclasses.field(default_factory=list, init=False)
+    _factors: list[Tensor] = dataclasses.field(default_factory=list, init=False)
+
+    @property
+    def updates(self) -> list[Tensor]:
+        """What the base would add to each parameter, u = −γh, same shapes; changed in place.
+
+        Empty in ``directly``.
+        """
+        if self._factors:
+            factors = list(self._factors.pop().unbind())
+            torch._foreach_mul_([local(u) for u in self._updates], factors)
+        return self._updates
 
     @property
     def grads(self) -> list[Tensor]:
         """The gradients of the parameters, in their order."""
         return [p.grad for p in self.params if p.grad is not None]
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each update by a factor of its own: at once, if anybody looks at it again.
+
+        Args:
+            factors: They, of shape ``[params]``.
+        """
+        self.updates  # noqa: B018  # applies earlier ones
+        self._factors.append(factors)
+
+    def move(self) -> None:
+        """Add the updates to the parameters."""
+        first = self.params[0]
+        if not self._factors or first.device.type != "cpu" or distributed(first):
+            torch._foreach_add_(self.params, self.updates)
+            return
+        # where numbers are had without waiting, one pass scales and adds
+        factors = self._factors.pop().tolist()
+        for p, update, factor in zip(self.params, self._updates, factors, strict=True):
+            p.add_(update, alpha=factor)
 
 
 class Derivation:
@@ -188,7 +219,7 @@ class Derivation:
         """Change the parameters before the base's step; see ``direct``.
 
         Args:
-            batch: Selected parameters with gradients; ``updates`` is empty.
+            batch: Selected parameters with gradients, without updates.
         """
 
     def end(self, optimizer: DerivedOptimizer) -> None:
