@@ -9,10 +9,12 @@ before the momentum and none for vectors.
 Floor, in bytes per number (float32). Fused Adam reads θ, g, m and v and writes θ, m and v: 28.
 Weight decay is done within, 0 more; where parameters of a group are excluded, 8. A schedule: 0.
 Lookahead: 20 every k-th step. A window of k: 12 per call. Layer adaptation has to have all of u
-before it scales it: u is cleared (4), read for its norm beside θ (8), scaled (8) and added (12); as
-much as Adam itself, if nothing stays in a cache. On a CPU the last three are done tensor by tensor,
-so that some does. Peak memory beyond the base's stands in the case, 99 MB being one number for
-each: u for layer adaptation (kept on a CPU), the sums of a window, the slow weights.
+before it scales it. On a CPU it walks buckets of 2 M numbers, or one tensor, with one u for all,
+which stays in a cache: beside Adam's own 20 bytes (its θ is u) θ is read and written, 28 in all, as
+many as Adam's. Bytes are not what it waits for then: clearing u, two norms and the scaled sum are
+as many numbers from the cache, and take longer than Adam. Peak memory beyond the base's stands in
+the case, 99 MB being one number for each: u of a bucket for layer adaptation, the sums of a window,
+the slow weights.
 """
 
 from __future__ import annotations
