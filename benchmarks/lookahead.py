@@ -6,9 +6,9 @@ foreach), and a loop that masks the rows of dense Adam, on 100 000 rows of 64.
 
 Floor of Lookahead: fused Adam reads and writes 28 bytes per number in float32; every k steps 20
 more (the mix reads both weights and writes one, the copy reads one and writes one), for k = 5 four
-bytes a step or 14 %; in pieces that stay in a cache 16, 11 %, but that gained nothing measurable,
-because the mix takes as long from the cache as the memory does. Of lazy updates: 28 bytes per number of the touched rows; ours moves some 90,
-and finds each row once for each of parameter and moments.
+bytes a step or 14 %. In pieces that stay in a cache it would be 16, or 11 %; measured, that gains
+nothing. Of lazy updates: 28 bytes per number of the touched rows; ours moves some 90, and finds
+each row once for each of parameter and moments.
 """
 
 from __future__ import annotations

@@ -144,10 +144,10 @@ def reads_parameters(base: type[torch.optim.Optimizer], group: dict[str, Any]) -
 def steps_apart(base: type[torch.optim.Optimizer]) -> bool:
     """Return whether a step of some parameters and a step of the others are the step of all.
 
-    That is so where whatever is remembered is remembered of a parameter, and nothing of a group or
-    of the optimizer. Any class may say so of itself in an attribute ``steps_apart``; those of
-    ``torch.optim`` that :func:`reads_parameters` knows do; all others, subclasses included, are
-    taken not to.
+    That is so where whatever is remembered is remembered of a parameter, without sharing its
+    memory, and nothing of a group or of the optimizer. Any class may say so of itself in an
+    attribute ``steps_apart``. The optimizers of ``torch.optim`` do, but ASGD, Adafactor, LBFGS and
+    Muon; all others, subclasses included, are taken not to.
 
     Args:
         base: The class, exactly.
