@@ -80,7 +80,7 @@ def _without(groups: list[Group], walked: list[Planned]) -> list[Group]:
 
 def _plain(params: list[Tensor]) -> bool:
     """Whether tensors are on a CPU, and of no class of their own, so that memory can be theirs."""
-    return params[0].device.type == "cpu" and all(type(p.data) is Tensor for p in params)
+    return all(p.device.type == "cpu" and type(p.data) is Tensor for p in params)
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
