@@ -167,7 +167,8 @@ def _norm(x: Tensor, wide: torch.dtype) -> Tensor:
     """Return the norm of a tensor on a CPU, where torch has one thread for one number."""
     if x.numel() >= _SHARED and x.numel() % _PARTS == 0 and x.is_contiguous():
         x = torch.linalg.vector_norm(x.view(_PARTS, -1), dim=1, dtype=wide)
-    return torch.linalg.vector_norm(x, dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
+    return norm
 
 
 @overload
