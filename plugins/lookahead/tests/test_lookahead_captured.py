@@ -83,8 +83,9 @@ def make(shapes: Shapes, seed: int = 0) -> list[nn.Parameter]:
 @pytest.mark.parametrize("kind", [{"foreach": True}, {"fused": True}], ids=str)
 def test_buckets_are_the_whole(kind: dict[str, Any]) -> None:
     """To the last bit, state and all, in two groups, one of whose parameters has no gradient."""
-    found = []
-    for base in (torch.optim.Adam, Whole):
+    found: list[Any] = []
+    bases: Any = (torch.optim.Adam, Whole)
+    for base in bases:
         own = make(LARGE)
         own[1].grad = None
         groups = [{"params": own[:3]}, {"params": own[3:], "lr": 0.02, "amsgrad": True}]
