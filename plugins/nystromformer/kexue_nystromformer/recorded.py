@@ -10,6 +10,7 @@ flows back to the landmarks is gathered first, and goes to the positions of a se
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ class RecordedAttention(torch.autograd.Function):
             d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
             d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
 
-            saved = (queries, key, value, pooled, log_totals)
-            rows = zip(*saved, d_pooled, d_key, d_value, strict=True)
-            d_queries = torch.stack([from_few_gradients(*row) for row in rows])
+            each = (queries, key, value, pooled, log_totals, d_pooled, d_key, d_value)
+            every: Iterator[tuple[Tensor, ...]] = zip(*each, strict=True)
+            d_queries = torch.stack([from_few_gradients(*row) for row in every])
             d_queries += torch.matmul(d_scores, keys)
             add_shares(d_query, d_queries * ctx.scale)
             add_shares(d_key, d_keys.mul_(ctx.scale) + torch.matmul(d_scores.mT, queries))
