@@ -40,7 +40,8 @@ _HEADS: Mapping[str, Callable[[int], nn.Module]] = {
 def segmentation(context: Context) -> Report:
     """Segment text into words with softmax, MEMM, Bi-MEMM and CRF."""
     runs = train_all(context, _HEADS)
-    seconds = {e: seconds_per_step(context, _HEADS, encoder=e) for e in ENCODERS}
+    steps = context.pick(20, 6)
+    seconds = {e: seconds_per_step(context, _HEADS, encoder=e, steps=steps) for e in ENCODERS}
     return Report(
         [
             *_order_claims(runs),

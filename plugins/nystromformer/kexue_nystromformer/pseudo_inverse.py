@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kexue.core.errors import ArgumentError
-from kexue_nystromformer.checks import check_count, is_plain
+from kexue_nystromformer.checks import check_count, is_plain, without_autocast
 
 __all__ = [
     "inverse_gradient",
@@ -159,4 +159,5 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return inverse_gradient(ctx.saved_tensors, gradient), None
+        with without_autocast(gradient.device.type):  # as forward was
+            return inverse_gradient(ctx.saved_tensors, gradient), None
