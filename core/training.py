@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kexue.core.averaging import WeightAverage
 from kexue.core.catalogue import load_yaml
+from kexue.core.device import seed_everywhere
 from kexue.core.errors import ArgumentError, FileFormatError, ManifestError
 from kexue.core.files import atomic_path, atomic_write, write_json
 from kexue.core.job import Job, Progress, Quiet
@@ -337,7 +338,10 @@ class _Run:
 
         self.accelerator = Accelerator(cpu=_device_of(model).type == "cpu")
         self.model = model
-        self.wrapped, self.optimizer = self.accelerator.prepare(_LossOf(model), optimizer)
+        self.wrapped, prepared = self.accelerator.prepare(_LossOf(model), optimizer)
+        self.optimizer = prepared.optimizer
+        # The prepared one does no more on a CPU, but asks the disk at every step what is there.
+        self.stepper = self.optimizer if self.accelerator.device.type == "cpu" else prepared
         decay = plan["ema"]
         self.average = None if decay is None else WeightAverage(self.wrapped, decay)
         self.folder = folder
@@ -378,9 +382,8 @@ class _Run:
         with self.progress.task(f"epoch {state.epoch}/{epochs}", len(batches)) as task:
             task.advance(state.step)
             for indices in batches[state.step :]:
-                torch.manual_seed(
-                    zlib.crc32(f"{self.plan['seed']} {state.epoch} {state.step}".encode())
-                )
+                seed = zlib.crc32(f"{self.plan['seed']} {state.epoch} {state.step}".encode())
+                seed_everywhere(seed, self.accelerator.device)
                 batch = self.model.collate([examples[i] for i in indices])
                 loss = self._step(_to(batch, self.accelerator.device))
                 state.step += 1
@@ -401,8 +404,8 @@ class _Run:
         loss: Tensor = self.wrapped(batch)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), 5.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.stepper.step()
+        self.stepper.zero_grad()
         self.state.updates += 1
         if self.average is not None:
             self.average.update(self.state.updates)
@@ -529,7 +532,7 @@ class _Run:
         )
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_optimizer_state_dict(self.wrapped, self.optimizer.optimizer, options=options)
+        return get_optimizer_state_dict(self.wrapped, self.optimizer, options=options)
 
     def _restore(self) -> None:
         if self.folder is None or not (self.folder / CHECKPOINT).is_file():
@@ -583,7 +586,7 @@ class _Run:
             self.average.capture()
         set_state_dict(
             self.wrapped,
-            self.optimizer.optimizer,
+            self.optimizer,
             model_state_dict=parts["model"],
             optim_state_dict=_join(parts["optimizer"], document["optimizer"]),
             options=whole,

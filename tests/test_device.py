@@ -13,6 +13,7 @@ from kexue.core.device import (
     make_generator,
     resolve_device,
     resolve_dtype,
+    seed_everywhere,
 )
 from kexue.core.errors import ArgumentError
 
@@ -122,3 +123,15 @@ def test_rejects_seeds(seed: int) -> None:
 
 def test_takes_the_largest_seed() -> None:
     make_generator(2**63 - 1)
+
+
+def test_seeds_what_draws_on_the_device() -> None:
+    cpu = torch.device("cpu")
+    drawn = []
+    for seed in (7, 7, 8):
+        seed_everywhere(seed, cpu)
+        drawn.append(torch.rand(3))
+    torch.manual_seed(7)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], torch.rand(3))
+    assert not torch.equal(drawn[0], drawn[2])

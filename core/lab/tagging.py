@@ -9,6 +9,7 @@ import select
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,7 +26,7 @@ from kexue.core.lab.emissions import (
     decode_emissions,
     read_labelled,
 )
-from kexue.core.lab.models import CharacterEncoder, pad_spellings
+from kexue.core.lab.models import CharacterEncoder, integers, pad_spellings
 from kexue.core.training import Examples, Trainable, claim_folder, read_config
 
 __all__ = ["Tagger", "apply", "fit", "span_f1", "spans", "tag_names"]
@@ -90,6 +91,17 @@ def span_f1(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -
     }
 
 
+class _Ids(dict[str, int]):
+    """A dict that has a number for what it does not hold, so that reading it needs no call."""
+
+    def __init__(self, known: Iterable[tuple[str, int]], *, unknown: int = _UNKNOWN) -> None:
+        super().__init__(known)
+        self.unknown = unknown
+
+    def __missing__(self, key: str) -> int:
+        return self.unknown
+
+
 class Tagger(Trainable):
     """Tokens to tags: a character encoder, a linear layer, and a head that knows about sequences.
 
@@ -124,8 +136,9 @@ class Tagger(Trainable):
         self.words = words
         self._sizes = {"width": width, "layers": layers, "dropout": dropout}
         self._head_config = head_config
-        self._tag_ids = {tag: i for i, tag in enumerate(self.tags)}
-        self._ids = {character: i + 2 for i, character in enumerate(alphabet)}
+        # A tag that only held-out data has cannot be learnt or predicted; it stands as the first.
+        self._tag_ids = _Ids(((tag, i) for i, tag in enumerate(self.tags)), unknown=0)
+        self._ids = _Ids((character, i + 2) for i, character in enumerate(alphabet))
         self.encoder = CharacterEncoder(
             len(alphabet) + 2, width=width, layers=layers, words=words, dropout=dropout
         )
@@ -184,22 +197,15 @@ class Tagger(Trainable):
     def collate(self, examples: Sequence[Sentence]) -> dict[str, Tensor]:
         """Return the characters, tags and mask of some sentences."""
         batch = self._encode([tokens for tokens, _ in examples])
-        time = batch["mask"].shape[1]
-        ids = [[self._tag_id(t) for t in row] + [0] * (time - len(row)) for _, row in examples]
-        return {**batch, "tags": torch.tensor(ids, dtype=torch.long).view(len(examples), time)}
-
-    def _tag_id(self, tag: str) -> int:
-        # A tag that only held-out data has cannot be learnt or predicted; it stands as the first.
-        return self._tag_ids.get(tag, 0)
+        mask = batch["mask"]
+        tags = torch.zeros(mask.shape, dtype=torch.long)
+        flat = chain.from_iterable(row for _, row in examples)
+        tags[mask] = integers(map(self._tag_ids.__getitem__, flat))
+        return {**batch, "tags": tags}
 
     def _encode(self, rows: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        ids = [[[self._ids.get(c, _UNKNOWN) for c in token] for token in row] for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        characters = pad_spellings(ids)
-        return {
-            "characters": characters,
-            "mask": torch.arange(characters.shape[1]) < lengths[:, None],
-        }
+        characters, mask = pad_spellings(rows, self._ids.__getitem__)
+        return {"characters": characters, "mask": mask}
 
     def size(self, example: Sentence) -> int:
         """Return the number of tokens."""

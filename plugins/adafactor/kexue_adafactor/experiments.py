@@ -157,7 +157,7 @@ def training(context: Context) -> Report:
     images = digits()
     x = torch.from_numpy(images.images).flatten(1)
     y = torch.from_numpy(images.labels)
-    steps = context.pick(400, 150)
+    steps = context.pick(400, 100)
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     plan = [
         (name, make, rates, batch)

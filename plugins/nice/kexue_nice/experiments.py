@@ -99,7 +99,7 @@ def fit_once(context: Context, seed: int, name: str, **given: Any) -> Fitted:
 
 def likelihood(context: Context) -> Report:
     """Compare flows with Gaussians, without mixing, and from another start."""
-    epochs = context.pick(30, 6)
+    epochs = context.pick(30, 4)
     changes: dict[str, dict[str, Any]] = {
         "NICE": {},
         "without mixing": {"mixing": "none"},

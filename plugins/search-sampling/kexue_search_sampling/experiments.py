@@ -387,7 +387,7 @@ def _search(context: Context) -> Claim:
             generator = make_generator(seed)
             rows = torch.multinomial(uniform.exp(), 200 * 8, replacement=True, generator=generator)
             search = SimulatedAnnealing(
-                num_steps=context.pick(2000, 1500),
+                num_steps=context.pick(2000, 800),
                 start_temperature=start,
                 end_temperature=0.01,
                 init=rows.view(200, 8),

@@ -237,7 +237,7 @@ def retrieval(context: Context) -> Report:
 
     texts = [[w.lower() for w in tokenizer("words")(topics[name])] for name in sorted(topics)]
     vectors = {name: fit_vectors(texts, norms=norms) for name, norms in _NORMS.items()}
-    asked = texts[:: context.pick(1, 2)]
+    asked = texts[:: context.pick(1, 3)]
     scores: _Ranks = {}
     for seed in context.seeds:
         for length, without in _SETTINGS:

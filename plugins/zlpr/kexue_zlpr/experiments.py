@@ -214,7 +214,7 @@ def imbalance(context: Context) -> Report:
 
 
 def _all_runs(context: Context, task: _Task, classes: int) -> dict[str, list[_Run]]:
-    epochs = context.pick(10, 4)
+    epochs = context.pick(10, 3)
     losses: dict[str, nn.Module] = {"ZLPR": ZLPR()}
     losses |= {f"BCE, weight {w:g}": _Function(_binary(w)) for w in _WEIGHTS}
     runs: dict[str, list[_Run]] = {}

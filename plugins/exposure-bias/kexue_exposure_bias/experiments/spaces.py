@@ -208,7 +208,7 @@ def _train(
     training = method(model, make_generator(seed, context.device))
     batch = _collated(model, pairs, model.output.weight)
     optimizer = adam(model.parameters(), lr=_LR)
-    epochs = context.pick(14, 2)
+    epochs = context.pick(14, 1)
     steps = epochs * -(-len(pairs) // _BATCH)
     start, step = time.perf_counter(), 0
     for _ in range(epochs):
