@@ -1,11 +1,11 @@
 """Exact attention between many positions and few landmarks, and its gradients.
 
 ``scaled_dot_product_attention`` is made for many queries and many keys. Where one side is a few
-dozen landmarks, on a CPU, plain products over blocks of the long side take a tenth to a quarter
-less time if a sequence is long and of many heads, because their scores stay in a cache. In short
-ones their calls cost more than they save, and in batches of short ones far more. A block of queries
-has softmaxes of its own; blocks of keys are joined by the greatest score so far (Milakov and
-Gimelshein 2018, https://arxiv.org/abs/1805.02867). The gradients form the weights P of a block
+dozen landmarks, on a CPU, plain products over blocks of the long side take up to a third less time
+if a sequence is long and of many heads, because their scores stay in a cache. In short ones their
+calls cost more than they save. A block of queries has softmaxes of its own. For blocks of keys one
+shift does, the greatest score of the first, unless a later one is so far above it that exp would
+overflow; then all are looked through for the greatest. The gradients form the weights P of a block
 anew::
 
     O = P V                   dV = Pᵀ dO        dP = dO Vᵀ
@@ -13,8 +13,8 @@ anew::
     S = Q Kᵀ                  dQ = dS K         dK = dSᵀ Q
 
 Heads are ``[head, time, feature]`` here, and the scale is already in the landmarks. Each product
-gets a new, contiguous result, which is then copied: into anything else the batched product goes
-head by head, which takes longer.
+goes into contiguous memory, and is then copied: into anything else the batched product goes head by
+head, which takes longer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ __all__ = [
 ]
 
 _BLOCK = 512  # positions at once
-_WORTH = 2**20  # numbers of one sequence, all heads together, from which on it takes less time
+_WORTH = 2**21  # weights of one sequence, all heads together, from which on it takes less time
+_MUCH = 2.0**64  # sums of weights beyond this could overflow when they meet values
 _TYPES = {torch.float32, torch.float64}
 
 
@@ -56,7 +57,8 @@ def attention(
         scale: s.
     """
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if mask is not None or recorded or not by_hand(query, key, value):
+    few = min(query.shape[2], key.shape[2])
+    if mask is not None or recorded or not by_hand(query, key, value, few=few):
         return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
     # row by row, because then no view of them is copied
     if query.shape[2] > key.shape[2]:
@@ -66,18 +68,23 @@ def attention(
         return out
     out = value.new_empty(*query.shape[:3], value.shape[3])
     for q, k, v, o in zip(query * scale, key, value, out, strict=True):
-        if k.shape[1] <= _BLOCK:
-            to_few(q, k, v, o)  # one softmax, which is one kernel
+        if k.shape[1] <= _BLOCK:  # one softmax, which is one kernel
+            torch.bmm(torch.softmax(torch.bmm(q, k.mT), -1), v, out=o)
         else:
             o.copy_(from_few(q, k, v)[0])
     return out
 
 
-def by_hand(*tensors: Tensor) -> bool:
-    """Whether plain products are faster than the fused kernel, and nobody wants to see it."""
+def by_hand(*tensors: Tensor, few: int) -> bool:
+    """Whether plain products are faster than the fused kernel, and nobody wants to see it.
+
+    Args:
+        tensors: Queries, keys and values, ``[batch, head, time, feature]``.
+        few: How many landmarks there are.
+    """
     return (
         is_plain(*tensors)
-        and max(x.shape[1:].numel() for x in tensors) >= _WORTH
+        and few * max(x.shape[1] * x.shape[2] for x in tensors) >= _WORTH
         and all(x.device.type == "cpu" and x.dtype in _TYPES for x in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
@@ -91,8 +98,12 @@ def joined_heads(like: Tensor, width: int) -> Tensor:
 
 def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
     """Write softmax(Q Kᵀ) V of many queries and few keys; of some hundred, at most."""
+    right = key.mT.contiguous()  # a transposed factor at the right takes a fifth longer
+    rooms = _rooms(query, right, value)
     for q, o in _blocks(query, out):
-        o.copy_(torch.bmm(torch.softmax(torch.bmm(q, key.mT), -1), value))
+        scores, mixed = (_room(x, q) for x in rooms)
+        weights = torch.softmax(torch.bmm(q, right, out=scores), -1, out=scores)
+        o.copy_(torch.bmm(weights, value, out=mixed))
 
 
 def to_few_gradients(
@@ -108,19 +119,26 @@ def to_few_gradients(
         d_query: Where dQ goes.
     """
     d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
+    right_key, right_value = key.mT.contiguous(), value.mT.contiguous()
+    rooms = _rooms(query, right_key, right_key, key)
     for q, d_out, d_q in _blocks(query, upstream, d_query):
-        weights = torch.softmax(torch.bmm(q, key.mT), -1)
+        scores, d_weights, found = (_room(x, q) for x in rooms)
+        weights = torch.softmax(torch.bmm(q, right_key, out=scores), -1, out=scores)
         d_value.baddbmm_(weights.mT, d_out)
-        d_scores = softmax_gradient(torch.bmm(d_out, value.mT), weights)
+        torch.bmm(d_out, right_value, out=d_weights)
+        d_scores = softmax_gradient(d_weights, weights, out=d_weights)
         d_key.baddbmm_(d_scores.mT, q)
-        d_q.copy_(torch.bmm(d_scores, key))
+        d_q.copy_(torch.bmm(d_scores, key, out=found))
     return d_key, d_value
 
 
-def softmax_gradient(d_weights: Tensor, weights: Tensor) -> Tensor:
-    """Return P ∘ (dP − Σⱼ P ∘ dP), in one kernel."""
-    gradient: Tensor = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 -- autograd's own
-        d_weights, weights, -1, weights.dtype
+def softmax_gradient(d_weights: Tensor, weights: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return P ∘ (dP − Σⱼ P ∘ dP), in one kernel; ``out`` may be dP."""
+    kernel = torch.ops.aten._softmax_backward_data  # noqa: SLF001 -- autograd's own
+    gradient: Tensor = (
+        kernel(d_weights, weights, -1, weights.dtype)
+        if out is None
+        else kernel(d_weights, weights, -1, weights.dtype, grad_input=out)
     )
     return gradient
 
@@ -130,17 +148,29 @@ def from_few(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 
     Shapes ``[head, query, channel]`` and ``[head, query, 1]``.
     """
-    largest = query.new_full((*query.shape[:2], 1), -torch.inf)
-    total = torch.zeros_like(largest)
-    out = query.new_zeros(*query.shape[:2], value.shape[2])
-    for k, v in _blocks(key, value):
-        scores = torch.bmm(query, k.mT)
-        before, largest = largest, torch.maximum(largest, scores.amax(-1, keepdim=True))
-        weights = scores.sub_(largest).exp_()
-        kept = before.sub_(largest).exp_()  # what the sums so far are worth
-        total.mul_(kept).add_(weights.sum(-1, keepdim=True))
-        out.mul_(kept).baddbmm_(weights, v)
+    largest = _greatest(query, key[:, :_BLOCK])
+    out, total = _sums(query, key, value, largest)
+    if not total.amax() < _MUCH:  # or it is not a number
+        blocks = [_greatest(query, k) for (k,) in _blocks(key)]
+        largest = torch.stack(blocks).amax(0)
+        out, total = _sums(query, key, value, largest)
     return out.div_(total), total.log_().add_(largest)
+
+
+def _greatest(query: Tensor, key: Tensor) -> Tensor:
+    return torch.bmm(query, key.mT).amax(-1, keepdim=True)
+
+
+def _sums(query: Tensor, key: Tensor, value: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over keys of exp(Q Kᵀ − shift) V, and without V."""
+    out, total = query.new_zeros(*query.shape[:2], value.shape[2]), torch.zeros_like(shift)
+    (room,) = _rooms(key, query.mT)
+    for k, v in _blocks(key, value):
+        scores = _room(room, k).view(*query.shape[:2], -1)
+        weights = torch.bmm(query, k.mT, out=scores).sub_(shift).exp_()
+        total.add_(weights.sum(-1, keepdim=True))
+        out.baddbmm_(weights, v)
+    return out, total
 
 
 def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
@@ -167,15 +197,35 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
     """
     d_query = query.new_zeros(query.shape)
     along = (upstream * out).sum(-1, keepdim=True)  # Σⱼ P ∘ dP, of all blocks
+    rooms = _rooms(key, query.mT, query.mT, query, upstream)
     for k, v, d_k, d_v in _blocks(key, value, d_key, d_value):
-        weights = torch.bmm(query, k.mT).sub_(log_total).exp_()
-        d_v.copy_(torch.bmm(weights.mT, upstream))
-        d_scores = torch.bmm(upstream, v.mT).sub_(along).mul_(weights)
+        scores, d_weights, found_key, found_value = (_room(x, k) for x in rooms)
+        weights = scores.view(query.shape[0], query.shape[1], -1)
+        d_scores = d_weights.view(weights.shape)
+        torch.bmm(query, k.mT, out=weights).sub_(log_total).exp_()
+        d_v.copy_(torch.bmm(weights.mT, upstream, out=found_value))
+        torch.bmm(upstream, v.mT, out=d_scores).sub_(along).mul_(weights)
         d_query.baddbmm_(d_scores, k)
-        d_k.copy_(torch.bmm(d_scores.mT, query))
+        d_k.copy_(torch.bmm(d_scores.mT, query, out=found_key))
     return d_query
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut all along the time."""
     return zip(*(torch.split(x, _BLOCK, 1) for x in tensors), strict=True)
+
+
+def _rooms(along: Tensor, *beside: Tensor) -> list[Tensor]:
+    """Return memory for a block of positions times the last axis of some tensors.
+
+    Results that go into it are faster than new ones: those are often given back to the system, and
+    a page that comes from there anew costs more than what is computed in it.
+    """
+    heads, time, _ = along.shape
+    return [along.new_empty(min(_BLOCK, time), heads * x.shape[-1]) for x in beside]
+
+
+def _room(memory: Tensor, block: Tensor) -> Tensor:
+    """Return the beginning of it as ``[head, position, …]`` for the positions of a block."""
+    heads, time, _ = block.shape
+    return memory[:time].view(heads, time, memory.shape[1] // heads)

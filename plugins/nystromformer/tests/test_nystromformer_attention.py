@@ -24,7 +24,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Let short sequences be computed in blocks, too, as only long ones are."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "blocks":
-            patch.setattr(blocks, "_WORTH", 0)
+            patch.setattr(blocks, "_WORTH", 1)
         yield request.param
 
 
@@ -316,6 +316,26 @@ def test_blocks_give_what_the_fused_kernel_gives(batch: int, length: int) -> Non
     torch.testing.assert_close(
         nystrom_attention(q, k, v, num_landmarks=64), recorded.detach(), rtol=1e-9, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beyond", [1.0, 30.0, 1000.0])
+def test_a_later_key_may_be_far_above_those_of_the_first_block(
+    beyond: float, dtype: torch.dtype
+) -> None:
+    q, k, v = sequences(2, 3, 1300, 8, dtype=dtype)
+    k[:, :, 900:950] *= beyond
+    every = torch.ones(2, 1, 1, 1300, dtype=torch.bool)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    with torch.no_grad():
+        found = nystrom_attention(q, k, v)
+    recorded, wanted = nystrom_attention(q, k, v), nystrom_attention(q, k, v, every)
+    loose = 1e-9 if dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
+    torch.testing.assert_close(recorded, wanted, rtol=loose, atol=loose)
+    gradients = [torch.autograd.grad(x.sum(), leaves) for x in (recorded, wanted)]
+    norms = [[g.norm() for g in row] for row in gradients]
+    torch.testing.assert_close(*norms, rtol=10 * loose, atol=10 * loose)
 
 
 def test_blocks_leave_values_of_another_width_and_views_alone() -> None:
