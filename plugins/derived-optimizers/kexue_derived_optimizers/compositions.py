@@ -27,11 +27,12 @@ from torch import Tensor
 
 from kexue.core import Example
 from kexue_derived_optimizers.layer_adaptation import LayerAdaptationDerivation, as_clamp
-from kexue_derived_optimizers.options import as_fused, as_patterns
+from kexue_derived_optimizers.options import as_patterns
 from kexue_derived_optimizers.piecewise_linear import PiecewiseLinearLRDerivation, as_knots
 from kexue_derived_optimizers.recipe import Recipe
 from kexue_derived_optimizers.weight_decay import WeightDecayDerivation
 from kexue_lookahead.derived import become
+from kexue_lookahead.fusing import as_fused
 
 __all__ = ["LAMB", "LARS", "AdamWLR"]
 
@@ -91,7 +92,6 @@ class LAMB(Recipe):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        params, fused = as_fused(params, foreach=foreach, fused=fused)
         own = {"betas": betas, "eps": eps, "maximize": maximize, "foreach": foreach, "fused": fused}
         undecayed = as_patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         plain = as_patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)

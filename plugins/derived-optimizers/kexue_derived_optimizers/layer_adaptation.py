@@ -76,6 +76,7 @@ class LayerAdaptationDerivation(Derivation):
     exclude_from_layer_adaptation: tuple[str, ...] = ()
 
     name: ClassVar[str] = "layer-adaptation"
+    fuses: ClassVar[bool] = True
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse an interval that is none, a negative ε, and patterns that are none.
@@ -209,6 +210,9 @@ def with_layer_adaptation(
     The options are entries of the parameter groups, too: a group may have its own, and switch the
     derivation off by ``layer_adaptation=False``. Gradients must be dense. What is applied before
     is part of h, what is applied after is not scaled: for LAMB, decay first.
+
+    A class derived from torch's Adam or AdamW has it take its fused kernel where it can, unless
+    ``foreach`` or ``fused`` is given.
 
     Args:
         base: A class of optimizers, the name of one (``"adam"``), or an optimizer, which becomes a

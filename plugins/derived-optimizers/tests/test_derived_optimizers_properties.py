@@ -66,6 +66,11 @@ def make(base: str, names: Sequence[str], own: Any, options: dict[str, Any], **m
     return cls(own, **BASES[base][1], **chosen, **more)
 
 
+def fused(optimizer: Any) -> dict[str, Any]:
+    """Return the argument by which a base takes the kernel that an optimizer has chosen."""
+    return {"fused": True} if optimizer.defaults.get("fused") else {}
+
+
 def start(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in SHAPES]
@@ -93,7 +98,7 @@ def test_neutral_settings_are_the_base(base: str, names: tuple[str, ...]) -> Non
     own, plain = start(), start()
     optimizer = make(base, names, own, NEUTRAL)
     run(optimizer, own, range(5))
-    peer = make(base, (), plain, {})
+    peer = make(base, (), plain, {}, **fused(optimizer))
     run(peer, plain, range(5))
     assert same(own, plain)
     assert isinstance(optimizer, type(peer))
@@ -133,9 +138,25 @@ def test_foreach_is_the_loop(base: str, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_instances_become_what_classes_make(base: str, names: tuple[str, ...]) -> None:
     own, twins = start(), start()
-    optimizer: Any = make(base, (), own, {})
+    derived = make(base, names, twins, CHOSEN)
+    optimizer: Any = make(base, (), own, {}, **fused(derived))
     for name in names:
         optimizer = DERIVATIONS[name](optimizer, **CHOSEN[name])
     run(optimizer, own, range(7))
-    run(make(base, names, twins, CHOSEN), twins, range(7))
+    run(derived, twins, range(7))
     assert same(own, twins)
+
+
+@pytest.mark.parametrize("base", [torch.optim.Adam, torch.optim.AdamW])
+def test_layer_adaptation_takes_the_fused_kernel_where_that_is_left_open(base: Any) -> None:
+    derived = with_layer_adaptation(base)
+    assert derived(iter(start()), lr=0.1).defaults["fused"]
+    assert derived(params=[{"params": iter(start())}], lr=0.1).param_groups[0]["fused"]
+    for how in ({"foreach": True}, {"foreach": False}, {"fused": False}):
+        assert not derived(start(), lr=0.1, **how).defaults["fused"]
+    assert not derived(start(torch.bfloat16), lr=0.1).defaults["fused"]
+    assert not base(start(), lr=0.1).defaults["fused"]
+    kernel, loop = start(torch.float64), start(torch.float64)
+    run(derived(kernel, lr=0.1), kernel, range(5))
+    run(derived(loop, lr=0.1, foreach=False), loop, range(5))
+    torch.testing.assert_close(kernel, loop, rtol=1e-10, atol=1e-12)

@@ -14,6 +14,7 @@ from kexue.core import ArgumentError, saved_tensors
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
 from kexue_lookahead.derivation import Derivation, Group
+from kexue_lookahead.fusing import fuse
 from kexue_lookahead.phases import take_step
 
 __all__ = ["DerivedOptimizer", "become", "derive", "derived_class"]
@@ -320,6 +321,9 @@ def _constructor(signature: inspect.Signature, options: dict[str, Any]) -> Calla
         self._derived_options = {name: kwargs.pop(name, options[name]) for name in options}
         _check_options(self.derivations, self._derived_options)
         _check_differentiable(kwargs)
+        if any(derivation.fuses for derivation in self.derivations):
+            params, *args = args or [kwargs.pop("params")]
+            args = [fuse(self.derived_from, params, kwargs), *args]
         super(DerivedOptimizer, self).__init__(*args, **kwargs)
 
     __init__.__signature__ = _shown(signature, options)  # type: ignore[attr-defined]
