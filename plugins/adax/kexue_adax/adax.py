@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +110,9 @@ class AdaX(Optimizer):
         >>> [round(x, 4) for x in weight.tolist()]
         [0.95, 1.05]
     """
+
+    steps_apart: ClassVar[bool] = True
+    """Nothing is remembered but of a parameter: kexue-lookahead may step some of them alone."""
 
     def __init__(
         self,
@@ -308,6 +311,7 @@ class AdaXW(AdaX):
     """
 
     reads_parameters = staticmethod(AdaX.reads_parameters)
+    steps_apart: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -160,3 +160,25 @@ def test_layer_adaptation_takes_the_fused_kernel_where_that_is_left_open(base: A
     run(derived(kernel, lr=0.1), kernel, range(5))
     run(derived(loop, lr=0.1, foreach=False), loop, range(5))
     torch.testing.assert_close(kernel, loop, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "base", ["kexue_adax:AdaX", "kexue_adax:AdaXW", "kexue_momentum:Momentum"], ids=str
+)
+def test_bases_that_step_apart_take_the_same_steps(base: str) -> None:
+    """Of a subclass that does not say so all parameters are stepped at once."""
+    module, _, attribute = base.partition(":")
+    walked = getattr(pytest.importorskip(module), attribute)
+    reads = staticmethod(walked.reads_parameters)
+    whole = type(attribute, (walked,), {"steps_apart": False, "reads_parameters": reads})
+    assert walked.steps_apart
+    found = []
+    for cls in (walked, whole):
+        generator = torch.Generator().manual_seed(1)
+        shapes = [(700, 1000), (1200, 1000), (3,), (1100, 1000), (50,)]
+        own = [nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        optimizer = with_layer_adaptation(cls)(own, lr=0.01)
+        run(optimizer, own, range(4))
+        found.append([*own, *(x for p in own for x in optimizer.state[p].values())])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))

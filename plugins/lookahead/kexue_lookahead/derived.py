@@ -322,8 +322,8 @@ def _constructor(signature: inspect.Signature, options: dict[str, Any]) -> Calla
         _check_options(self.derivations, self._derived_options)
         _check_differentiable(kwargs)
         if any(derivation.fuses for derivation in self.derivations):
-            params, *args = args or [kwargs.pop("params")]
-            args = [fuse(self.derived_from, params, kwargs), *args]
+            params = args[0] if args else kwargs.pop("params")
+            args = (fuse(self.derived_from, params, kwargs), *args[1:])
         super(DerivedOptimizer, self).__init__(*args, **kwargs)
 
     __init__.__signature__ = _shown(signature, options)  # type: ignore[attr-defined]

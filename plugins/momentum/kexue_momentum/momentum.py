@@ -75,6 +75,7 @@ class Momentum(Motion):
     """
 
     reads_parameters = staticmethod(Motion.reads_parameters)
+    steps_apart: ClassVar[bool] = True  # as kexue-lookahead asks
 
     def __init__(
         self,
@@ -144,6 +145,7 @@ class Nesterov(Motion):
 
     look_ahead: ClassVar[float] = 1.0
     reads_parameters = staticmethod(Motion.reads_parameters)
+    steps_apart: ClassVar[bool] = True  # as kexue-lookahead asks
 
     def __init__(
         self,
@@ -190,3 +192,4 @@ class HalfNesterov(Nesterov):
 
     look_ahead: ClassVar[float] = 0.5
     reads_parameters = staticmethod(Motion.reads_parameters)
+    steps_apart: ClassVar[bool] = True  # as kexue-lookahead asks
