@@ -8,7 +8,7 @@ before the momentum and none for vectors.
 
 Floor, in bytes per number (float32). Fused Adam reads θ, g, m and v and writes θ, m and v: 28.
 Weight decay is done within, 0 more; where parameters of a group are excluded, 8. A schedule: 0.
-Lookahead: 20 every k-th step. A window of k: 12 per call. Layer adaptation has to have all of u
+Lookahead: 16 every k-th step. A window of k: 12 per call. Layer adaptation has to have all of u
 before it scales it. On a CPU it walks buckets of 2 M numbers, or one tensor, with one u for all,
 which stays in a cache: beside Adam's own 20 bytes (its θ is u) θ is read and written, 28 in all, as
 many as Adam's. Bytes are not what it waits for then: clearing u, two norms and the scaled sum are

@@ -4,10 +4,8 @@ Peers: pytorch_optimizer.Lookahead around the same Adam, if it is installed, and
 on 25 M numbers in 147 tensors; for lazy updates torch.optim.SparseAdam, dense Adam (fused and
 foreach), and a loop that masks the rows of dense Adam, on 100 000 rows of 64.
 
-Floor of Lookahead: fused Adam reads and writes 28 bytes per number in float32; every k steps 20
-more (the mix reads both weights and writes one, the copy reads one and writes one), for k = 5 four
-bytes a step or 14 %. In pieces that stay in a cache it would be 16, or 11 %; measured, that gains
-nothing. Of lazy updates: 28 bytes per number of the touched rows; ours moves some 90, and finds
+Floor of Lookahead: fused Adam reads and writes 28 bytes per number in float32; every k steps 16
+more, both weights read and written once, for k = 5 three bytes a step or 11 %. Of lazy updates: 28 bytes per number of the touched rows; ours moves some 90, and finds
 each row once for each of parameter and moments.
 """
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kexue.core import ArgumentError, Example, Layer
 from kexue_nystromformer.attention import attend
 from kexue_nystromformer.checks import check_count, check_features, check_mask
+from kexue_nystromformer.folded import attend_folded, worth_folding
 
 __all__ = ["NystromAttention"]
 
@@ -166,6 +167,17 @@ class NystromAttention(Layer):
         """
         check_features(_OWNER, features, self.num_features)
         check_mask(_OWNER, mask, features)
+        heads, landmarks = self.num_heads, self.num_landmarks
+        bare = mask is None and self.conv is None
+        if bare and worth_folding(features, num_heads=heads, num_landmarks=landmarks):
+            return attend_folded(
+                features,
+                (self.in_proj_weight, self.in_proj_bias),
+                (self.out_proj.weight, self.out_proj.bias),
+                num_heads=heads,
+                num_landmarks=landmarks,
+                iterations=self.iterations,
+            )
         hidden = None if mask is None else ~mask[:, :, None]
         if hidden is not None:
             features = features.masked_fill(hidden, 0)

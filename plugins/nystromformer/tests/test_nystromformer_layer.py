@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kexue.core import ArgumentError
 from kexue_nystromformer import NystromAttention, nystrom_attention
+from kexue_nystromformer.folded import worth_folding
 
 LENGTHS = (20, 9, 3, 1)
 
@@ -190,3 +191,54 @@ def test_rejects_settings(arguments: dict[str, Any], message: str) -> None:
 def test_rejects_inputs(features: Tensor, mask: Tensor | None, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         NystromAttention(8)(features, mask)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("batch", "time", "num_landmarks"), [(1, 32, 4), (3, 50, 4), (2, 64, 1)])
+def test_folding_the_projections_changes_nothing(
+    bias: bool, batch: int, time: int, num_landmarks: int
+) -> None:
+    """A mask of what is all real takes the other way."""
+    layer = NystromAttention(8, 2, num_landmarks=num_landmarks, bias=bias).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    features = torch.randn(batch, time, 8, dtype=torch.float64, requires_grad=True)
+    every = torch.ones(batch, time, dtype=torch.bool)
+    assert worth_folding(features, num_heads=2, num_landmarks=num_landmarks)
+    upstream = torch.randn(batch, time, 8, dtype=torch.float64)
+    leaves = [features, *layer.parameters()]
+    outputs = [layer(features), layer(features, every)]
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad(out, leaves, upstream) for out in outputs]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+    before = features.detach().clone()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(features), outputs[0].detach(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(features, before)
+
+
+def test_folding_is_for_long_sequences_of_plain_numbers() -> None:
+    def worth(*shape: int, **how: Any) -> bool:
+        settings = {"num_heads": 2, "num_landmarks": 4, **how}
+        dtype = settings.pop("dtype", torch.float32)
+        return worth_folding(torch.zeros(*shape, dtype=dtype), **settings)
+
+    assert worth(1, 32, 8)
+    assert not worth(1, 31, 8)
+    assert not worth(0, 32, 8)
+    assert not worth(1, 64, 8, num_landmarks=5)
+    assert not worth(1, 64, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not worth(1, 64, 8)
+
+
+def test_folded_scores_may_be_large() -> None:
+    layer = NystromAttention(8, 2, num_landmarks=4)
+    features = 300 * torch.randn(2, 64, 8)
+    every = torch.ones(2, 64, dtype=torch.bool)
+    found = layer(features).detach()
+    assert found.isfinite().all()
+    double = copy.deepcopy(layer).double()
+    wanted = double(features.double(), every).detach()
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-2
