@@ -5,8 +5,9 @@ on 25 M numbers in 147 tensors; for lazy updates torch.optim.SparseAdam, dense A
 foreach), and a loop that masks the rows of dense Adam, on 100 000 rows of 64.
 
 Floor of Lookahead: fused Adam reads and writes 28 bytes per number in float32; every k steps 16
-more, both weights read and written once, for k = 5 three bytes a step or 11 %. Of lazy updates: 28 bytes per number of the touched rows; ours moves some 90, and finds
-each row once for each of parameter and moments.
+more, both weights read and written once, for k = 5 three bytes a step or 11 %. Of lazy updates: 28
+bytes per number of the touched rows; ours moves some 90, and finds each row once for each of
+parameter and moments.
 """
 
 from __future__ import annotations
