@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,12 +156,13 @@ def execute(registry: Registry, request: Request) -> tuple[Job, Result]:
     named = request.files or config.get("files") or ()
     others, files = _split(registry, interface, component, named)
     components = [description, *others]
+    settings = {p.name: p for p in options(interface, request.verb)}
+    _refuse_options(request, description, settings)
     params = _params(request.params, components, config)
     job, *job.others = [
         _job(registry, request, each, files, params_of)
         for each, params_of in zip(components, params, strict=True)
     ]
-    settings = {p.name: p for p in options(interface, request.verb)}
     given = {
         name: _from_yaml(value, settings.get(name), "`options`")
         for name, value in (config.get("options") or {}).items()
@@ -216,6 +217,24 @@ def _job(
         out=request.out,
         progress=request.progress,
     )
+
+
+def _refuse_options(request: Request, description: Description, known: Collection[str]) -> None:
+    """Refuse ``--set`` of what is an option of the command.
+
+    Raises:
+        ArgumentError: With the option to give.
+    """
+    own = {parameter.name for parameter in description.parameters}
+    for text in request.params:
+        name = text.partition("=")[0].strip()
+        if name in known and name not in own and not description.accepts_any:
+            raise ArgumentError(
+                f"`{name}` is no parameter of {description.component.id}, but an option of "
+                f"`kexue {request.verb}`. Give it as `--{name.replace('_', '-')}`, not with "
+                f"`--set`.",
+                argument=name,
+            )
 
 
 def _params(

@@ -222,6 +222,7 @@ def test_fitting_needs_a_free_folder(kexue: Kexue, corpus: Path, tmp_path: Path)
         (("--form", "xml"), "`form` must be 'auto', 'conll' or 'segmented'. Found 'xml'."),
         (("--valid", "nowhere.txt"), "nowhere.txt"),
         (("--set", "scheme=BIO"), "BIO"),
+        (("--set", "batch_size=8"), "an option of `kexue fit`. Give it as `--batch-size`"),
     ],
 )
 def test_refuses_options(
