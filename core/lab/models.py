@@ -166,7 +166,7 @@ def pad_spellings(
 
 
 def integers(values: Iterable[int]) -> Int[Tensor, " value"]:
-    """Return integers as a tensor; for many of them, several times as fast as `torch.tensor`."""
+    """Return integers as a tensor; for many of them, several times as fast as ``torch.tensor``."""
     return torch.from_numpy(np.fromiter(values, np.int64))
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kexue_nystromformer.checks import is_plain
+from kexue_nystromformer.checks import is_free
 
 __all__ = [
     "attention",
@@ -41,7 +41,6 @@ __all__ = [
 _BLOCK = 512  # positions at once
 _WORTH = 2**21  # weights of one sequence, all heads together, from which on it takes less time
 _MUCH = 2.0**64  # sums of weights beyond this could overflow when they meet values
-_TYPES = {torch.float32, torch.float64}
 
 
 def attention(
@@ -82,12 +81,7 @@ def by_hand(*tensors: Tensor, few: int) -> bool:
         tensors: Queries, keys and values, ``[batch, head, time, feature]``.
         few: How many landmarks there are.
     """
-    return (
-        is_plain(*tensors)
-        and few * max(x.shape[1] * x.shape[2] for x in tensors) >= _WORTH
-        and all(x.device.type == "cpu" and x.dtype in _TYPES for x in tensors)
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return is_free(*tensors) and few * max(x.shape[1] * x.shape[2] for x in tensors) >= _WORTH
 
 
 def joined_heads(like: Tensor, width: int) -> Tensor:

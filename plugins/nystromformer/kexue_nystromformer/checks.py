@@ -15,12 +15,14 @@ __all__ = [
     "check_mask",
     "check_queries",
     "check_unsupported",
+    "is_free",
     "is_plain",
     "padding_mask",
     "without_autocast",
 ]
 
 _OWNER = "nystrom_attention"
+_MEASURED = {torch.float32, torch.float64}
 
 
 def check_count(owner: str, name: str, value: object, *, least: int) -> None:
@@ -171,6 +173,18 @@ def is_plain(*tensors: Tensor) -> bool:
         all(type(x) in {Tensor, nn.Parameter} for x in tensors)
         and not torch.compiler.is_compiling()
         and not transformed()
+    )
+
+
+def is_free(*tensors: Tensor) -> bool:
+    """Whether other operations than the known ones may compute with these, and are faster.
+
+    They are where they have been measured: on a CPU, in float32 and float64.
+    """
+    return (
+        is_plain(*tensors)
+        and all(x.device.type == "cpu" and x.dtype in _MEASURED for x in tensors)
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -21,37 +21,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kexue_nystromformer.checks import is_plain
+from kexue_nystromformer.checks import is_free
 from kexue_nystromformer.landmarks import even_means
 from kexue_nystromformer.pseudo_inverse import iterate_stochastic
 
 __all__ = ["attend_folded", "worth_folding"]
 
 _LONG = 4  # times the features of a position, from which length on it takes less time
-_TYPES = {torch.float32, torch.float64}
 
 Projection = tuple[Tensor, Tensor | None]
 """A weight and perhaps a bias."""
 
 
-def worth_folding(features: Tensor, *, num_heads: int, num_landmarks: int) -> bool:
+def worth_folding(features: Tensor, *weights: Tensor, num_heads: int, num_landmarks: int) -> bool:
     """Whether folding takes less time, and nobody wants to see known operations.
 
     Args:
         features: Shape ``[batch, time, feature]``, all real.
+        weights: Of the projections.
         num_heads: Heads.
         num_landmarks: m.
     """
     _, time, width = features.shape
     return (
-        is_plain(features)
+        is_free(features, *weights)
         and features.numel() > 0
         and num_heads * num_landmarks <= width
         and time > num_landmarks
         and time >= _LONG * width
-        and features.device.type == "cpu"
-        and features.dtype in _TYPES
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -101,9 +98,8 @@ def attend_folded(
         shift = torch.matmul(k, in_bias[:width].view(num_heads, -1, 1) * scale**0.5).flatten(1)
     scores = torch.unflatten(_affine(features, of_queries.mT, shift), 2, heads)
     weights = _softmax(scores).flatten(2)  # softmax(s Q K̃ᵀ), heads side by side
-    return _affine(
-        weights, outputs, None if out_bias is None else out_bias.expand(len(weights), -1)
-    )
+    shift = None if out_bias is None else out_bias.expand(len(weights), -1)
+    return _affine(weights, outputs, shift)
 
 
 def _softmax(scores: Tensor) -> Tensor:

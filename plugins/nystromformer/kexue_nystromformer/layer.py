@@ -167,17 +167,12 @@ class NystromAttention(Layer):
         """
         check_features(_OWNER, features, self.num_features)
         check_mask(_OWNER, mask, features)
-        heads, landmarks = self.num_heads, self.num_landmarks
-        bare = mask is None and self.conv is None
-        if bare and worth_folding(features, num_heads=heads, num_landmarks=landmarks):
-            return attend_folded(
-                features,
-                (self.in_proj_weight, self.in_proj_bias),
-                (self.out_proj.weight, self.out_proj.bias),
-                num_heads=heads,
-                num_landmarks=landmarks,
-                iterations=self.iterations,
-            )
+        weights = self.in_proj_weight, self.out_proj.weight
+        counts = {"num_heads": self.num_heads, "num_landmarks": self.num_landmarks}
+        if mask is None and self.conv is None and worth_folding(features, *weights, **counts):
+            inward = self.in_proj_weight, self.in_proj_bias
+            outward = self.out_proj.weight, self.out_proj.bias
+            return attend_folded(features, inward, outward, **counts, iterations=self.iterations)
         hidden = None if mask is None else ~mask[:, :, None]
         if hidden is not None:
             features = features.masked_fill(hidden, 0)
