@@ -155,6 +155,7 @@ def test_layer_adaptation_takes_the_fused_kernel_where_that_is_left_open(base: A
     for how in ({"foreach": True}, {"foreach": False}, {"fused": False}):
         assert not derived(start(), lr=0.1, **how).defaults["fused"]
     assert not derived(start(torch.bfloat16), lr=0.1).defaults["fused"]
+    assert not derived([{"params": start(), "foreach": True}], lr=0.1).param_groups[0]["fused"]
     assert not base(start(), lr=0.1).defaults["fused"]
     kernel, loop = start(torch.float64), start(torch.float64)
     run(derived(kernel, lr=0.1), kernel, range(5))

@@ -60,4 +60,6 @@ def as_fused(params: Any, *, foreach: bool | None, fused: bool | None) -> tuple[
         and not distributed(t)  # torch's fused SGD has no sharded form
         for t in tensors
     )
+    chosen = any(isinstance(g, dict) and g.get("foreach") is not None for g in groups)
+    fits = fits and not chosen  # a group that asks for another kernel gets it
     return groups, True if fits and tensors else None

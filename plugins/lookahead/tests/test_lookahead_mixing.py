@@ -26,6 +26,8 @@ def test_both_go_where_the_slow_ones_go(
     way: str, dtype: torch.dtype, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast, slow = make(dtype, 0), make(dtype, 1)
+    if way == "kernel":  # or it would be the other way that is tested
+        assert mixing._has_fused() == hasattr(torch, "_fused_sgd_")
     if way == "two passes":
         monkeypatch.setattr(mixing, "_has_fused", lambda: False)
     if way == "views":
