@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from kexue_nystromformer.blocks import attention, by_hand
+from kexue_nystromformer.blocks import by_hand
 from kexue_nystromformer.checks import (
     check_count,
     check_queries,
@@ -31,7 +31,7 @@ from kexue_nystromformer.checks import (
 )
 from kexue_nystromformer.landmarks import Segments, even_means
 from kexue_nystromformer.pseudo_inverse import iterate_stochastic
-from kexue_nystromformer.recorded import RecordedAttention
+from kexue_nystromformer.recorded import RecordedAttention, attend_in_blocks
 
 __all__ = ["attend", "nystrom_attention"]
 
@@ -134,27 +134,28 @@ def attend(
     if query.shape[2] <= num_landmarks:
         return F.scaled_dot_product_attention(query, key, value, keys, scale=scale)
     inputs = (query, key, value)
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     plain = mask is None and middle_matrix and query.numel() > 0
-    if plain and recorded and by_hand(*inputs, few=num_landmarks):
+    if plain and by_hand(*inputs, few=num_landmarks):
         arguments = (*inputs, scale, num_landmarks, iterations)
-        out: Tensor = RecordedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
-        return out
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            out: Tensor = RecordedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+            return out
+        return attend_in_blocks(*arguments)
     if mask is None:
         segments = present = None
-        queries_, keys_ = even_means(query, num_landmarks), even_means(key, num_landmarks)
+        queries_, keys_ = even_means(query, num_landmarks, scale), even_means(key, num_landmarks)
     else:
         segments = Segments.of(mask, num_landmarks)
         present = _seen(segments.counts > 0)
-        queries_, keys_ = segments.means(query), segments.means(key)  # Q̃ and K̃
-    pooled = attention(queries_, key, value, keys, scale=scale)
+        queries_, keys_ = segments.means(query) * scale, segments.means(key)  # s Q̃ and K̃
+    pooled = F.scaled_dot_product_attention(queries_, key, value, keys, scale=1.0)
     if middle_matrix:
-        pooled = _inverted(queries_, keys_, pooled, scale, iterations)
+        pooled = _inverted(queries_, keys_, pooled, iterations)
     if mask is not None and segments is not None:
         # Where each landmark is one position, K̃ = K and softmax(s Q K̃ᵀ) V is exact.
         covered = mask.sum(-1) <= num_landmarks
         pooled = torch.where(covered[:, None, None, None], segments.means(value), pooled)
-    return attention(query, keys_, pooled, present, scale=scale)
+    return F.scaled_dot_product_attention(query, keys_, pooled, present, scale=scale)
 
 
 def _seen(mask: Tensor) -> Tensor:
@@ -162,12 +163,10 @@ def _seen(mask: Tensor) -> Tensor:
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
 
 
-def _inverted(
-    queries: Tensor, keys: Tensor, pooled: Tensor, scale: float, iterations: int
-) -> Tensor:
-    """Return softmax(s Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
+def _inverted(queries: Tensor, keys: Tensor, pooled: Tensor, iterations: int) -> Tensor:
+    """Return softmax(Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
     exact = torch.promote_types(pooled.dtype, torch.float32)
     with without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
-        matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
+        matrix = torch.softmax(torch.bmm(q, k.mT), -1)
         return torch.bmm(iterate_stochastic(matrix, iterations), y).view_as(pooled).to(pooled.dtype)

@@ -3,18 +3,18 @@
 ``scaled_dot_product_attention`` is made for many queries and many keys. Where one side is a few
 dozen landmarks, on a CPU, plain products over blocks of the long side take up to a third less time
 if a sequence is long and of many heads, because their scores stay in a cache. In short ones their
-calls cost more than they save. A block of queries has softmaxes of its own. For blocks of keys one
-shift does, the greatest score of the first, unless a later one is so far above it that exp would
-overflow; then all are looked through for the greatest. The gradients form the weights P of a block
+calls cost more than they save. Softmaxes are quotients of sums of exp(S), without a shift, which
+halves their time; where such a sum is so great or so small that it could not be trusted, that part
+is computed again with the greatest score as its shift. The gradients form the weights P of a block
 anew::
 
     O = P V                   dV = Pᵀ dO        dP = dO Vᵀ
     P = softmax(S)            dS = P ∘ (dP − Σⱼ P ∘ dP)
     S = Q Kᵀ                  dQ = dS K         dK = dSᵀ Q
 
-Heads are ``[head, time, feature]`` here, and the scale is already in the landmarks. Each product
-goes into contiguous memory, and is then copied: into anything else the batched product goes head by
-head, which takes longer.
+Heads are ``[head, time, feature]`` here, and where no scale s is given, queries contain it. Each
+product goes into contiguous memory, and is then copied: into anything else the batched product goes
+head by head, which takes longer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kexue_nystromformer.checks import is_free
 
 __all__ = [
-    "attention",
     "by_hand",
     "from_few",
     "from_few_gradients",
@@ -38,40 +36,9 @@ __all__ = [
     "to_few_gradients",
 ]
 
-_BLOCK = 512  # positions at once
-_WORTH = 2**21  # weights of one sequence, all heads together, from which on it takes less time
-_MUCH = 2.0**64  # sums of weights beyond this could overflow when they meet values
-
-
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float
-) -> Tensor:
-    """Return softmax(s Q Kᵀ) V.
-
-    Args:
-        query: Q, shape ``[batch, head, query, feature]``.
-        key: K, shape ``[batch, head, key, feature]``, with at least one key.
-        value: V, shape ``[batch, head, key, channel]``.
-        mask: True at keys that count, as ``scaled_dot_product_attention`` takes it; None for all.
-        scale: s.
-    """
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    few = min(query.shape[2], key.shape[2])
-    if mask is not None or recorded or not by_hand(query, key, value, few=few):
-        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
-    # row by row, because then no view of them is copied
-    if query.shape[2] > key.shape[2]:
-        out = joined_heads(query, value.shape[3])
-        for q, k, v, o in zip(query, key * scale, value, out, strict=True):
-            to_few(q, k, v, o)
-        return out
-    out = value.new_empty(*query.shape[:3], value.shape[3])
-    for q, k, v, o in zip(query * scale, key, value, out, strict=True):
-        if k.shape[1] <= _BLOCK:  # one softmax, which is one kernel
-            torch.bmm(torch.softmax(torch.bmm(q, k.mT), -1), v, out=o)
-        else:
-            o.copy_(from_few(q, k, v)[0])
-    return out
+_BLOCK = 2**12  # positions times heads at once
+_WORTH = 2**18  # weights of one sequence, all heads together, from which on it takes less time
+_MUCH = 2.0**64  # sums of weights beyond this, or its inverse, could overflow or vanish with values
 
 
 def by_hand(*tensors: Tensor, few: int) -> bool:
@@ -90,18 +57,41 @@ def joined_heads(like: Tensor, width: int) -> Tensor:
     return like.new_empty(batch, time, heads, width).transpose(1, 2)
 
 
-def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-    """Write softmax(Q Kᵀ) V of many queries and few keys; of some hundred, at most."""
-    right = key.mT.contiguous()  # a transposed factor at the right takes a fifth longer
+def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float) -> None:
+    """Write softmax(s Q Kᵀ) V of many queries and few keys; of some hundred, at most."""
+    right = _as_right(key, query)
     rooms = _rooms(query, right, value)
     for q, o in _blocks(query, out):
         scores, mixed = (_room(x, q) for x in rooms)
-        weights = torch.softmax(torch.bmm(q, right, out=scores), -1, out=scores)
-        o.copy_(torch.bmm(weights, value, out=mixed))
+        weights, total = _exponentials(q, right, scale, out=scores)
+        torch.div(torch.bmm(weights, value, out=mixed), total, out=o)
 
 
-def to_few_gradients(
-    query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, d_query: Tensor
+def _as_right(few: Tensor, many: Tensor) -> Tensor:
+    """Return the transpose, copied if many blocks meet it: as it is, each takes a fifth longer."""
+    return few.mT.contiguous() if many.shape[1] >= 4 * _length(many) else few.mT
+
+
+def _exponentials(
+    query: Tensor, right: Tensor, scale: float, *, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return numbers in proportion to softmax(s Q Kᵀ), and their sums; ``right`` is Kᵀ."""
+    weights = out.baddbmm_(query, right, beta=0, alpha=scale).exp_()
+    total = weights.sum(-1, keepdim=True)
+    if not _trusted(total):
+        scores = out.baddbmm_(query, right, beta=0, alpha=scale)
+        torch.softmax(scores, -1, out=weights)
+        total.fill_(1)
+    return weights, total
+
+
+def _trusted(total: Tensor) -> bool:
+    least, greatest = torch.aminmax(total)
+    return least.item() > 1 / _MUCH and greatest.item() < _MUCH  # neither, if it is not a number
+
+
+def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+    query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, d_query: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of the queries of :func:`to_few`; return those of keys and values.
 
@@ -111,18 +101,20 @@ def to_few_gradients(
         value: V.
         upstream: dO, of the shape of the output.
         d_query: Where dQ goes.
+        scale: s.
     """
     d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
     right_key, right_value = key.mT.contiguous(), value.mT.contiguous()
     rooms = _rooms(query, right_key, right_key, key)
     for q, d_out, d_q in _blocks(query, upstream, d_query):
         scores, d_weights, found = (_room(x, q) for x in rooms)
-        weights = torch.softmax(torch.bmm(q, right_key, out=scores), -1, out=scores)
+        weights, total = _exponentials(q, right_key, scale, out=scores)
+        weights.div_(total)
         d_value.baddbmm_(weights.mT, d_out)
         torch.bmm(d_out, right_value, out=d_weights)
         d_scores = softmax_gradient(d_weights, weights, out=d_weights)
-        d_key.baddbmm_(d_scores.mT, q)
-        d_q.copy_(torch.bmm(d_scores, key, out=found))
+        d_key.baddbmm_(d_scores.mT, q, alpha=scale)
+        d_q.copy_(found.baddbmm_(d_scores, key, beta=0, alpha=scale))
     return d_key, d_value
 
 
@@ -137,34 +129,42 @@ def softmax_gradient(d_weights: Tensor, weights: Tensor, *, out: Tensor | None =
     return gradient
 
 
-def from_few(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return softmax(Q Kᵀ) V of few queries and many keys, and log Σⱼ exp(Q Kᵀ)ⱼ.
+def from_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """Write softmax(Q Kᵀ) V of few queries and many keys; return log Σⱼ exp(Q Kᵀ)ⱼ.
 
-    Shapes ``[head, query, channel]`` and ``[head, query, 1]``.
+    It has shape ``[head, query, 1]``.
     """
-    largest = _greatest(query, key[:, :_BLOCK])
-    out, total = _sums(query, key, value, largest)
-    if not total.amax() < _MUCH:  # or it is not a number
-        blocks = [_greatest(query, k) for (k,) in _blocks(key)]
-        largest = torch.stack(blocks).amax(0)
-        out, total = _sums(query, key, value, largest)
-    return out.div_(total), total.log_().add_(largest)
+    right = _as_right(query, key)
+    total = _sums(right, key, value, None, out)
+    if _trusted(total):
+        out.div_(total)
+        return total.log_()
+    blocks = [torch.bmm(k, right).amax(1, keepdim=True) for (k,) in _blocks(key)]
+    largest = torch.stack(blocks).amax(0)
+    total = _sums(right, key, value, largest, out)
+    out.div_(total)
+    return total.log_().add_(largest.mT)
 
 
-def _greatest(query: Tensor, key: Tensor) -> Tensor:
-    return torch.bmm(query, key.mT).amax(-1, keepdim=True)
+def _sums(right: Tensor, key: Tensor, value: Tensor, shift: Tensor | None, out: Tensor) -> Tensor:
+    """Write the sums over keys of exp(K Qᵀ − shift) times V, return those without it.
 
-
-def _sums(query: Tensor, key: Tensor, value: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums over keys of exp(Q Kᵀ − shift) V, and without V."""
-    out, total = query.new_zeros(*query.shape[:2], value.shape[2]), torch.zeros_like(shift)
-    (room,) = _rooms(key, query.mT)
+    Args:
+        right: Qᵀ.
+        key: K.
+        value: V.
+        shift: What is subtracted, shape ``[head, 1, query]``.
+        out: Contiguous memory of shape ``[head, query, channel]``.
+    """
+    out.zero_()
+    total = right.new_zeros(right.shape[0], 1, right.shape[2])
+    (room,) = _rooms(key, right)
     for k, v in _blocks(key, value):
-        scores = _room(room, k).view(*query.shape[:2], -1)
-        weights = torch.bmm(query, k.mT, out=scores).sub_(shift).exp_()
-        total.add_(weights.sum(-1, keepdim=True))
-        out.baddbmm_(weights, v)
-    return out, total
+        scores = torch.bmm(k, right, out=_room(room, k))
+        weights = (scores if shift is None else scores.sub_(shift)).exp_()
+        total.add_(weights.sum(1, keepdim=True))
+        out.baddbmm_(weights.mT, v)
+    return total.mT
 
 
 def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
@@ -206,7 +206,14 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut all along the time."""
-    return zip(*(torch.split(x, _BLOCK, 1) for x in tensors), strict=True)
+    if tensors[0].shape[1] <= _length(tensors[0]):
+        return iter([tensors])
+    return zip(*(torch.split(x, _length(x), 1) for x in tensors), strict=True)
+
+
+def _length(along: Tensor) -> int:
+    """Return of how many positions a block is."""
+    return max(1, _BLOCK // along.shape[0])
 
 
 def _rooms(along: Tensor, *beside: Tensor) -> list[Tensor]:
@@ -216,7 +223,8 @@ def _rooms(along: Tensor, *beside: Tensor) -> list[Tensor]:
     a page that comes from there anew costs more than what is computed in it.
     """
     heads, time, _ = along.shape
-    return [along.new_empty(min(_BLOCK, time), heads * x.shape[-1]) for x in beside]
+    length = min(_length(along), time)
+    return [along.new_empty(length, heads * x.shape[-1]) for x in beside]
 
 
 def _room(memory: Tensor, block: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Nyström attention whose gradient is written out, in blocks of positions.
+"""Nyström attention in blocks of positions, with its gradient written out.
 
 With landmarks Q̃ = M Q and K̃ = M K, the means of segments, and s the scale::
 
@@ -27,16 +27,53 @@ from kexue_nystromformer.blocks import (
 )
 from kexue_nystromformer.checks import without_autocast
 from kexue_nystromformer.landmarks import add_shares, even_means
-from kexue_nystromformer.pseudo_inverse import inverse_gradient, recorded_steps
+from kexue_nystromformer.pseudo_inverse import (
+    inverse_gradient,
+    iterate_stochastic,
+    recorded_steps,
+)
 
-__all__ = ["RecordedAttention"]
+__all__ = ["RecordedAttention", "attend_in_blocks"]
+
+
+def attend_in_blocks(  # noqa: PLR0917 -- as what records it takes them
+    query: Tensor, key: Tensor, value: Tensor, scale: float, num_landmarks: int, iterations: int
+) -> Tensor:
+    """Return O of Q, K, V ``[batch, head, time, feature]`` of more than m real positions each."""
+    return _attend((query, key, value), scale, num_landmarks, iterations, recorded=False)[0]
+
+
+def _attend(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    num_landmarks: int,
+    iterations: int,
+    *,
+    recorded: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return O, and what its gradient needs besides the inputs."""
+    query, key, value = inputs
+    queries, keys = even_means(query, num_landmarks, scale), even_means(key, num_landmarks)
+    pooled = value.new_empty(*keys.shape[:3], value.shape[3])
+    pairs = zip(queries, key, value, pooled, strict=True)
+    log_totals = [from_few(*row) for row in pairs]
+    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).mT)
+    matrix, steps = torch.softmax(scores, -1), None
+    if recorded:
+        inverse, steps = recorded_steps(matrix, iterations)
+    else:
+        inverse = iterate_stochastic(matrix, iterations)
+    middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
+    out = joined_heads(query, value.shape[3])
+    for row in zip(query, keys, middle, out, strict=True):
+        to_few(*row, scale)
+    if steps is None:
+        return out, []
+    return out, [queries, keys, pooled, torch.stack(log_totals), inverse, middle, *steps]
 
 
 class RecordedAttention(torch.autograd.Function):
-    """O of Q, K, V ``[batch, head, time, feature]`` of more than m real positions each.
-
-    The gradient cannot be differentiated in its turn.
-    """
+    """What :func:`attend_in_blocks` returns. The gradient cannot be differentiated in its turn."""
 
     @staticmethod
     def forward(  # noqa: D102, PLR0917 -- autograd's, which takes no keywords
@@ -48,19 +85,10 @@ class RecordedAttention(torch.autograd.Function):
         num_landmarks: int,
         iterations: int,
     ) -> Tensor:
-        queries, keys = even_means(query, num_landmarks) * scale, even_means(key, num_landmarks)
-        pairs = [from_few(q, k, v) for q, k, v in zip(queries, key, value, strict=True)]
-        pooled, log_totals = (torch.stack(x) for x in zip(*pairs, strict=True))
-        matrix = torch.softmax(torch.matmul(queries, keys.mT), -1)
-        inverse, steps = recorded_steps(matrix.flatten(0, 1), iterations)
-        middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
-        out = joined_heads(query, value.shape[3])
-        for row in zip(query, keys * scale, middle, out, strict=True):
-            to_few(*row)
+        inputs = (query, key, value)
+        out, kept = _attend(inputs, scale, num_landmarks, iterations, recorded=True)
         ctx.scale = scale
-        ctx.save_for_backward(
-            query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps
-        )
+        ctx.save_for_backward(*inputs, *kept)
         return out
 
     @staticmethod
@@ -74,8 +102,8 @@ class RecordedAttention(torch.autograd.Function):
         with without_autocast(upstream.device.type):  # as forward was
             d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
             d_value = joined_heads(query, value.shape[3])
-            rows = zip(query, keys * ctx.scale, middle, upstream, d_query, strict=True)
-            pairs = [to_few_gradients(*row) for row in rows]
+            rows = zip(query, keys, middle, upstream, d_query, strict=True)
+            pairs = [to_few_gradients(*row, ctx.scale) for row in rows]
             d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
             flat = d_middle.flatten(0, 1)
@@ -88,5 +116,5 @@ class RecordedAttention(torch.autograd.Function):
             d_queries = torch.stack([from_few_gradients(*row) for row in every])
             d_queries += torch.matmul(d_scores, keys)
             add_shares(d_query, d_queries * ctx.scale)
-            add_shares(d_key, d_keys.mul_(ctx.scale) + torch.matmul(d_scores.mT, queries))
+            add_shares(d_key, d_keys + torch.matmul(d_scores.mT, queries))
             return d_query, d_key, d_value, None, None, None

@@ -25,6 +25,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "blocks":
             patch.setattr(blocks, "_WORTH", 1)
+            patch.setattr(blocks, "_BLOCK", 3 * 512)
         yield request.param
 
 
@@ -312,10 +313,32 @@ def test_rejects(arguments: tuple[Tensor, ...], options: dict[str, Any], message
 def test_blocks_give_what_the_fused_kernel_gives(batch: int, length: int) -> None:
     q, k, v = sequences(batch, 3, length, 8)
     q, k = 30 * q, k - 2  # sharp: the greatest score moves from block to block
-    recorded = nystrom_attention(q.clone().requires_grad_(), k, v, num_landmarks=64)
-    torch.testing.assert_close(
-        nystrom_attention(q, k, v, num_landmarks=64), recorded.detach(), rtol=1e-9, atol=1e-9
-    )
+    every = torch.ones(batch, 1, 1, length, dtype=torch.bool)
+    found, wanted = (nystrom_attention(q, k, v, mask) for mask in (None, every))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [-1000.0, -60.0, 60.0, 1000.0])
+@pytest.mark.parametrize("where", [slice(None), slice(300, 310)])
+def test_sums_of_exponentials_beyond_every_number_are_those_of_shifted_scores(
+    where: slice, score: float, dtype: torch.dtype
+) -> None:
+    """All scores of some queries, or of all, are near ``score``; the others are near 0."""
+    q, k, v = sequences(1, 3, 1100, 8, dtype=dtype)
+    q[..., -1], k[..., -1] = 0.0, 1.0
+    q[:, :, where, -1] = score
+    every = torch.ones(1, 1, 1, 1100, dtype=torch.bool)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    with torch.no_grad():
+        found = nystrom_attention(q, k, v, scale=1.0)
+    recorded, wanted = (nystrom_attention(q, k, v, mask, scale=1.0) for mask in (None, every))
+    loose = 1e-9 if dtype == torch.float64 else 2e-3
+    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
+    torch.testing.assert_close(recorded, wanted, rtol=loose, atol=loose)
+    gradients = [torch.autograd.grad(x.sum(), leaves) for x in (recorded, wanted)]
+    norms = [[g.norm() for g in row] for row in gradients]
+    torch.testing.assert_close(*norms, rtol=10 * loose, atol=10 * loose)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
