@@ -4,8 +4,8 @@
 dozen landmarks, on a CPU, plain products over blocks of the long side take up to a third less time
 if a sequence is long and of many heads, because their scores stay in a cache. In short ones their
 calls cost more than they save. Softmaxes are quotients of sums of exp(S), without a shift, which
-halves their time; where such a sum is so great or so small that it could not be trusted, that part
-is computed again with the greatest score as its shift. The gradients form the weights P of a block
+halves their time; where such a sum is so great or so small that it could not be trusted, all are
+computed again with the greatest scores as their shifts. The gradients form the weights P of a block
 anew::
 
     O = P V                   dV = Pᵀ dO        dP = dO Vᵀ
@@ -57,32 +57,54 @@ def joined_heads(like: Tensor, width: int) -> Tensor:
     return like.new_empty(batch, time, heads, width).transpose(1, 2)
 
 
-def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float) -> None:
-    """Write softmax(s Q Kᵀ) V of many queries and few keys; of some hundred, at most."""
+def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor, *, scale: float) -> Tensor:
+    """Write softmax(s Q Kᵀ) V of many queries and few keys; return log Σⱼ exp(s Q Kᵀ)ⱼ.
+
+    It has shape ``[head, query, 1]``. There are some hundred keys, at most.
+    """
     right = _as_right(key, query)
+    total = query.new_empty(*query.shape[:2], 1)
+    _quotients(query, right, value, scale, out, total)
+    if _trusted(total):
+        return total.log_()
+    shift = torch.empty_like(total)
+    _quotients(query, right, value, scale, out, total, shift)
+    return total.log_().add_(shift)
+
+
+def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+    query: Tensor,
+    right: Tensor,
+    value: Tensor,
+    scale: float,
+    out: Tensor,
+    total: Tensor,
+    *shift: Tensor,
+) -> None:
+    """Write sums over keys of exp(s Q Kᵀ − shift) times V by those without it, which are written.
+
+    Args:
+        query: Q.
+        right: Kᵀ.
+        value: V.
+        scale: s.
+        out: Where the quotients go.
+        total: Where the sums without V go.
+        *shift: Where the greatest scores go, which are subtracted if there is such a place.
+    """
     rooms = _rooms(query, right, value)
-    for q, o in _blocks(query, out):
+    for q, o, t, *shifts in _blocks(query, out, total, *shift):
         scores, mixed = (_room(x, q) for x in rooms)
-        weights, total = _exponentials(q, right, scale, out=scores)
-        torch.div(torch.bmm(weights, value, out=mixed), total, out=o)
+        scores.baddbmm_(q, right, beta=0, alpha=scale)
+        for x in shifts:
+            scores.sub_(torch.amax(scores, -1, keepdim=True, out=x))
+        torch.sum(scores.exp_(), -1, keepdim=True, out=t)
+        torch.div(torch.bmm(scores, value, out=mixed), t, out=o)
 
 
 def _as_right(few: Tensor, many: Tensor) -> Tensor:
     """Return the transpose, copied if many blocks meet it: as it is, each takes a fifth longer."""
     return few.mT.contiguous() if many.shape[1] >= 4 * _length(many) else few.mT
-
-
-def _exponentials(
-    query: Tensor, right: Tensor, scale: float, *, out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return numbers in proportion to softmax(s Q Kᵀ), and their sums; ``right`` is Kᵀ."""
-    weights = out.baddbmm_(query, right, beta=0, alpha=scale).exp_()
-    total = weights.sum(-1, keepdim=True)
-    if not _trusted(total):
-        scores = out.baddbmm_(query, right, beta=0, alpha=scale)
-        torch.softmax(scores, -1, out=weights)
-        total.fill_(1)
-    return weights, total
 
 
 def _trusted(total: Tensor) -> bool:
@@ -91,7 +113,14 @@ def _trusted(total: Tensor) -> bool:
 
 
 def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
-    query: Tensor, key: Tensor, value: Tensor, upstream: Tensor, d_query: Tensor, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_total: Tensor,
+    upstream: Tensor,
+    d_query: Tensor,
+    *,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of the queries of :func:`to_few`; return those of keys and values.
 
@@ -99,6 +128,7 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
         query: Q.
         key: K.
         value: V.
+        log_total: log Σⱼ exp(s Q Kᵀ)ⱼ, as it was returned.
         upstream: dO, of the shape of the output.
         d_query: Where dQ goes.
         scale: s.
@@ -106,10 +136,9 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
     d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
     right_key, right_value = key.mT.contiguous(), value.mT.contiguous()
     rooms = _rooms(query, right_key, right_key, key)
-    for q, d_out, d_q in _blocks(query, upstream, d_query):
+    for q, t, d_out, d_q in _blocks(query, log_total, upstream, d_query):
         scores, d_weights, found = (_room(x, q) for x in rooms)
-        weights, total = _exponentials(q, right_key, scale, out=scores)
-        weights.div_(total)
+        weights = scores.baddbmm_(q, right_key, beta=0, alpha=scale).sub_(t).exp_()
         d_value.baddbmm_(weights.mT, d_out)
         torch.bmm(d_out, right_value, out=d_weights)
         d_scores = softmax_gradient(d_weights, weights, out=d_weights)
@@ -205,10 +234,11 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut all along the time."""
-    if tensors[0].shape[1] <= _length(tensors[0]):
-        return iter([tensors])
-    return zip(*(torch.split(x, _length(x), 1) for x in tensors), strict=True)
+    """Cut all along the time; for few blocks this takes less than a split."""
+    time, length = tensors[0].shape[1], _length(tensors[0])
+    for start in range(0, time, length):
+        size = min(length, time - start)
+        yield tuple(x.narrow(1, start, size) for x in tensors)
 
 
 def _length(along: Tensor) -> int:

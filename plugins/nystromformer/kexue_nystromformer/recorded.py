@@ -55,8 +55,7 @@ def _attend(
     query, key, value = inputs
     queries, keys = even_means(query, num_landmarks, scale), even_means(key, num_landmarks)
     pooled = value.new_empty(*keys.shape[:3], value.shape[3])
-    pairs = zip(queries, key, value, pooled, strict=True)
-    log_totals = [from_few(*row) for row in pairs]
+    log_keys = [from_few(*row) for row in _rows(queries, key, value, pooled)]
     scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).mT)
     matrix, steps = torch.softmax(scores, -1), None
     if recorded:
@@ -65,11 +64,17 @@ def _attend(
         inverse = iterate_stochastic(matrix, iterations)
     middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
     out = joined_heads(query, value.shape[3])
-    for row in zip(query, keys, middle, out, strict=True):
-        to_few(*row, scale)
+    log_queries = [to_few(*row, scale=scale) for row in _rows(query, keys, middle, out)]
     if steps is None:
         return out, []
-    return out, [queries, keys, pooled, torch.stack(log_totals), inverse, middle, *steps]
+    totals = (torch.stack(x) for x in (log_keys, log_queries))
+    return out, [queries, keys, pooled, inverse, middle, *totals, *steps]
+
+
+def _rows(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Yield the rows of a batch; for one this takes less than a tensor's own iterator."""
+    for i in range(len(tensors[0])):
+        yield [x.select(0, i) for x in tensors]
 
 
 class RecordedAttention(torch.autograd.Function):
@@ -96,14 +101,13 @@ class RecordedAttention(torch.autograd.Function):
     def backward(  # noqa: D102 -- autograd's
         ctx: Any, upstream: Tensor
     ) -> tuple[Tensor | None, ...]:
-        (query, key, value, queries, keys, pooled, log_totals, inverse, middle, *steps) = (
-            ctx.saved_tensors
-        )
+        query, key, value, queries, keys, pooled, inverse, middle, *rest = ctx.saved_tensors
+        log_keys, log_queries, *steps = rest
         with without_autocast(upstream.device.type):  # as forward was
             d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
             d_value = joined_heads(query, value.shape[3])
-            rows = zip(query, keys, middle, upstream, d_query, strict=True)
-            pairs = [to_few_gradients(*row, ctx.scale) for row in rows]
+            rows = _rows(query, keys, middle, log_queries, upstream, d_query)
+            pairs = [to_few_gradients(*row, scale=ctx.scale) for row in rows]
             d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
             flat = d_middle.flatten(0, 1)
@@ -111,9 +115,8 @@ class RecordedAttention(torch.autograd.Function):
             d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
             d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
 
-            each = (queries, key, value, pooled, log_totals, d_pooled, d_key, d_value)
-            every: Iterator[tuple[Tensor, ...]] = zip(*each, strict=True)
-            d_queries = torch.stack([from_few_gradients(*row) for row in every])
+            rows = _rows(queries, key, value, pooled, log_keys, d_pooled, d_key, d_value)
+            d_queries = torch.stack([from_few_gradients(*row) for row in rows])
             d_queries += torch.matmul(d_scores, keys)
             add_shares(d_query, d_queries * ctx.scale)
             add_shares(d_key, d_keys + torch.matmul(d_scores.mT, queries))
