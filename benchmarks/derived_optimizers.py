@@ -44,15 +44,16 @@ __all__ = ["rows"]
 
 Make = Callable[..., torch.optim.Optimizer]
 _RATE = 1e-3
-_ADAM = torch.optim.Adam
-_DERIVED: dict[str, Make] = {
-    "with_weight_decay": with_weight_decay(_ADAM),
-    "with_piecewise_linear_lr": with_piecewise_linear_lr(_ADAM, lr_schedule={1000: 1.0}),
-    "with_layer_adaptation": with_layer_adaptation(_ADAM),
+_ADAM: Any = torch.optim.Adam
+_SGD: Any = torch.optim.SGD
+_DERIVED: dict[str, Callable[[Any], Make]] = {
+    "with_weight_decay": with_weight_decay,
+    "with_piecewise_linear_lr": partial(with_piecewise_linear_lr, lr_schedule={1000: 1.0}),
+    "with_layer_adaptation": with_layer_adaptation,
 }
-_IN_CYCLES: dict[str, tuple[Make, int]] = {  # whose calls are not alike, and how many make a cycle
-    "with_lookahead": (with_lookahead(_ADAM, slow_steps=5), 5),
-    "with_grad_accumulation": (with_grad_accumulation(_ADAM, grad_accum_steps=4), 4),
+_IN_CYCLES: dict[str, tuple[Callable[[Any], Make], int]] = {  # calls differ: how many are a cycle
+    "with_lookahead": (partial(with_lookahead, slow_steps=5), 5),
+    "with_grad_accumulation": (partial(with_grad_accumulation, grad_accum_steps=4), 4),
 }
 _HOW: dict[str, dict[str, Any]] = {
     "default": {},  # one tensor after the other, on a CPU
@@ -72,28 +73,13 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
     size = f"{len(shapes)} tensors, {numbers / 1e6:.2f} M numbers"
     settings: dict[str, Any] = {"pairs": 5 if quick else 11, "budget_s": 6.0}
     for how, options in _HOW.items():
-        base = _stepper(shapes, _ADAM, **options)
-        name = f"torch.optim.Adam, {how}"
-        held = peak_megabytes(_cycle, shapes, _ADAM, options, 1)
-        for task, make in _DERIVED.items():
-            ours = _stepper(shapes, make, **options)
-            more = peak_megabytes(_cycle, shapes, make, options, 1) - held
-            case = f"{how}: {size}, {more:+.0f} MB"
-            yield compare(task, case, ours, base, peer_name=name, **settings)
-        for task, (make, calls) in _IN_CYCLES.items():
-            more = peak_megabytes(_cycle, shapes, make, options, calls) - held
-            yield compare(
-                task,
-                f"{how}, {calls} calls: {size}, {more:+.0f} MB",
-                partial(_repeat, _stepper(shapes, make, **options), calls),
-                partial(_repeat, base, calls),
-                peer_name=name,
-                **settings,
-            )
+        yield from _derived(_ADAM, "Adam", how, options, shapes, size, settings)
         adamw = _stepper(shapes, torch.optim.AdamW, **options)
         ours = _stepper(shapes, AdamWLR, **options)
         peer_name = f"torch.optim.AdamW, {how}"
         yield compare("AdamWLR", f"{how}: {size}", ours, adamw, peer_name=peer_name, **settings)
+    options = {"momentum": 0.9}
+    yield from _derived(_SGD, "SGD with momentum", "default", options, shapes, size, settings)
     try:
         peers = importlib.import_module("pytorch_optimizer")
     except ImportError:
@@ -109,6 +95,38 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         ours = _stepper(shapes, LARS, **options)
         peer_name = "pytorch_optimizer.LARS, foreach"
         yield compare("LARS", f"{how}: {size}", ours, theirs, peer_name=peer_name, **settings)
+
+
+def _derived(  # noqa: PLR0917 -- what there is to vary
+    base: Any,
+    name: str,
+    how: str,
+    options: dict[str, Any],
+    shapes: list[tuple[int, ...]],
+    size: str,
+    settings: dict[str, Any],
+) -> Iterator[Row]:
+    """Yield the derivations of a base beside it."""
+    plain = _stepper(shapes, base, **options)
+    peer = f"torch.optim.{name}, {how}"
+    held = peak_megabytes(_cycle, shapes, base, options, 1)
+    for task, derive in _DERIVED.items():
+        make = derive(base)
+        ours = _stepper(shapes, make, **options)
+        more = peak_megabytes(_cycle, shapes, make, options, 1) - held
+        case = f"{how}: {size}, {more:+.0f} MB"
+        yield compare(task, case, ours, plain, peer_name=peer, **settings)
+    for task, (derive, calls) in _IN_CYCLES.items():
+        make = derive(base)
+        more = peak_megabytes(_cycle, shapes, make, options, calls) - held
+        yield compare(
+            task,
+            f"{how}, {calls} calls: {size}, {more:+.0f} MB",
+            partial(_repeat, _stepper(shapes, make, **options), calls),
+            partial(_repeat, plain, calls),
+            peer_name=peer,
+            **settings,
+        )
 
 
 def _repeat(step: Callable[[], object], calls: int) -> None:

@@ -76,7 +76,9 @@ class LayerAdaptationDerivation(Derivation):
     exclude_from_layer_adaptation: tuple[str, ...] = ()
 
     name: ClassVar[str] = "layer-adaptation"
-    fuses: ClassVar[bool] = True
+    fuses: ClassVar[frozenset[type]] = frozenset(
+        {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD}
+    )
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse an interval that is none, a negative ε, and patterns that are none.
@@ -211,8 +213,8 @@ def with_layer_adaptation(
     derivation off by ``layer_adaptation=False``. Gradients must be dense. What is applied before
     is part of h, what is applied after is not scaled: for LAMB, decay first.
 
-    A class derived from torch's Adam or AdamW has it take its fused kernel where it can, unless
-    ``foreach`` or ``fused`` is given.
+    A class derived from torch's Adam, AdamW or SGD has it take its fused kernel where it can,
+    unless ``foreach`` or ``fused`` is given.
 
     Args:
         base: A class of optimizers, the name of one (``"adam"``), or an optimizer, which becomes a

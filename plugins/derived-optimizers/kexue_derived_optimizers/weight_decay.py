@@ -7,9 +7,11 @@ Symbols: θ parameter, before the step on the right; γ learning rate of this st
 h what the base would subtract at rate 1; λ decay rate.
 
 Where nothing else changes the updates of a group, all of which decays, Adam of torch is told to do
-it on its way, as AdamW is: no pass more. Other bases that do not read their parameters have θ
-multiplied by 1 − γλ before their step, in place, which over Adam is the same to the last bit. In
-all other cases −γλθ is added to the update, in the order of derivation.
+it on its way, as AdamW is, and SGD without momentum, whose own term is the same: no pass more.
+Other bases that do not read their parameters have θ multiplied by 1 − γλ before their step, in
+place, which over Adam is the same to the last bit; SGD then takes its fused kernel where it can,
+unless ``foreach`` or ``fused`` is given. In all other cases −γλθ is added to the update, in the
+order of derivation.
 
 Deviations: none. As in bert4keras, everything decays unless it is excluded.
 
@@ -31,6 +33,7 @@ from kexue_derived_optimizers.options import as_patterns, check_patterns, requir
 from kexue_derived_optimizers.recipe import Recipe
 from kexue_lookahead.derivation import Batch, Derivation, Group, matching
 from kexue_lookahead.derived import DerivedOptimizer, become, derive
+from kexue_lookahead.fusing import may_fuse
 
 __all__ = ["WeightDecay", "WeightDecayDerivation", "with_weight_decay"]
 
@@ -48,6 +51,7 @@ class WeightDecayDerivation(Derivation):
 
     name: ClassVar[str] = "weight-decay"
     direct: ClassVar[bool] = True
+    fuses: ClassVar[frozenset[type]] = frozenset({torch.optim.SGD})
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse a rate that is negative or not finite, and patterns that are none.
@@ -82,10 +86,13 @@ class WeightDecayDerivation(Derivation):
         """
         for group in optimizer.param_groups:
             if self._is_the_bases(optimizer, group):
-                names = ("weight_decay", "decoupled_weight_decay", "weight_decay_rate")
-                kept = {name: group[name] for name in names}
+                rate = group["weight_decay_rate"]
+                its = {"weight_decay": rate, "weight_decay_rate": 0.0}
+                sgd = optimizer.derived_from is torch.optim.SGD
+                its["fused" if sgd else "decoupled_weight_decay"] = True
+                kept = {name: group[name] for name in its}
                 vars(optimizer).setdefault(_TAKEN, []).append((group, kept))
-                group.update(dict(zip(names, (kept["weight_decay_rate"], True, 0.0), strict=True)))
+                group.update(its)
 
     def release(self, optimizer: DerivedOptimizer) -> None:
         """Put the options of those groups back.
@@ -98,9 +105,15 @@ class WeightDecayDerivation(Derivation):
 
     def _is_the_bases(self, optimizer: DerivedOptimizer, group: Group) -> bool:
         """Whether the base can decay a whole group, and nothing but the decay is to be done."""
+        base = optimizer.derived_from
+        if base is torch.optim.SGD:
+            can = not group["momentum"] and may_fuse(group)
+        elif base in {torch.optim.Adam, torch.optim.AdamW}:
+            can = "decoupled_weight_decay" in group  # older torch has none
+        else:
+            can = False
         return (
-            optimizer.derived_from in {torch.optim.Adam, torch.optim.AdamW}
-            and "decoupled_weight_decay" in group  # older torch has none
+            can
             and not group["weight_decay"]
             and all(self.selects(optimizer, group))
             and not any(

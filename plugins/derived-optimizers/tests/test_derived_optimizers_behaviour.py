@@ -598,11 +598,12 @@ def test_rejects_sparse_gradients_before_anything_moves(make: Callable[..., Any]
     assert torch.equal(dense, torch.ones(2))
 
 
-def test_decays_beside_sparse_gradients() -> None:
+@pytest.mark.parametrize("base", [torch.optim.SparseAdam, torch.optim.SGD])
+def test_decays_beside_sparse_gradients(base: type[torch.optim.Optimizer]) -> None:
     table = nn.Embedding(5, 3, sparse=True)
     before = table.weight.detach().clone()
     table(torch.tensor([1])).sum().backward()
-    made: Any = with_weight_decay(torch.optim.SparseAdam, weight_decay_rate=0.5)
+    made: Any = with_weight_decay(base, weight_decay_rate=0.5)
     made(table.parameters(), lr=0.1).step()
     torch.testing.assert_close(table.weight[2:].detach(), 0.95 * before[2:])
     assert not torch.equal(table.weight[1], 0.95 * before[1])

@@ -183,3 +183,86 @@ def test_bases_that_step_apart_take_the_same_steps(base: str) -> None:
         found.append([*own, *(x for p in own for x in optimizer.state[p].values())])
     for a, b in zip(*found, strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by how many tensors SGD's fused kernel steps, whenever it does."""
+    seen: list[int] = []
+    kernel = torch._fused_sgd_
+
+    def counted(params: list[torch.Tensor], *args: Any, **kwargs: Any) -> None:
+        seen.append(len(params))
+        kernel(params, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", counted)
+    return seen
+
+
+@pytest.mark.parametrize("derive", [with_weight_decay, with_layer_adaptation])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_takes_its_kernel_for_a_step_where_that_is_left_open(
+    derive: Callable[..., Any], momentum: float, kernels: list[int]
+) -> None:
+    derived = derive(torch.optim.SGD)
+    kernel, loop = start(torch.float64), start(torch.float64)
+    optimizer = derived(kernel, lr=0.05, momentum=momentum)
+    run(optimizer, kernel, range(9))
+    assert kernels
+    assert optimizer.param_groups[0]["fused"] is None
+    assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0
+    kernels.clear()
+    run(derived(loop, lr=0.05, momentum=momentum, foreach=False), loop, range(9))
+    for how in ({"foreach": True}, {"fused": False}):
+        own = start()
+        run(derived(own, lr=0.05, momentum=momentum, **how), own, range(2))
+    half = start(torch.bfloat16)
+    run(derived(half, lr=0.05, momentum=momentum), half, range(2))
+    own = start()
+    run(derive(torch.optim.SGD)([{"params": own, "foreach": True}], lr=0.05), own, range(2))
+    assert not kernels
+    torch.testing.assert_close(kernel, loop, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("derive", "neutral"),
+    [
+        (with_weight_decay, {"weight_decay_rate": 0.0}),
+        (with_layer_adaptation, {"layer_adaptation": False}),
+    ],
+)
+def test_sgd_keeps_its_loop_where_nothing_is_derived(
+    derive: Callable[..., Any], neutral: dict[str, Any], kernels: list[int]
+) -> None:
+    own = start()
+    optimizer = derive(torch.optim.SGD)([{"params": own, **neutral}])
+    run(optimizer, own, range(2))
+    assert not kernels
+
+
+@pytest.mark.parametrize("how", [{}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("derive", [with_weight_decay, with_layer_adaptation])
+def test_a_parameter_may_have_its_first_gradient_later(
+    derive: Callable[..., Any], how: dict[str, Any]
+) -> None:
+    """Where a layer is unfrozen, torch's fused SGD by itself fails."""
+    own, looped = start(torch.float64), start(torch.float64)
+    for params, options in ((own, how), (looped, {"foreach": False})):
+        optimizer = derive(torch.optim.SGD)(params, lr=0.05, momentum=0.8, **options)
+        for t in range(5):
+            for i, p in enumerate(params):
+                p.grad = torch.full_like(p, 0.1 + i) if t >= i else None
+            optimizer.step()
+    torch.testing.assert_close(own, looped, rtol=1e-10, atol=1e-12)
+
+
+def test_decay_is_what_it_says_over_sgd_without_momentum() -> None:
+    own, wanted = start(torch.float64), start(torch.float64)
+    derived: Any = with_weight_decay(torch.optim.SGD, weight_decay_rate=0.3)
+    optimizer = derived(own, lr=0.05)
+    for t in range(4):
+        for p, plain in zip(own, wanted, strict=True):
+            p.grad = torch.full_like(p, 0.5 - t)
+            plain.data = plain.data * (1 - 0.05 * 0.3) - 0.05 * p.grad
+        optimizer.step()
+    torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-14)

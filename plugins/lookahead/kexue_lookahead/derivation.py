@@ -123,9 +123,10 @@ class Derivation:
     """Whether ``directly``, before the base's step, is the same as ``update`` where nothing but
     such derivations works on the parameter and the base does not read it."""
 
-    fuses: ClassVar[bool] = False
-    """Whether a base that is built for it takes its fused kernel where that is left open: what
-    passes over memory several times should not wait for a slow base as well."""
+    fuses: ClassVar[frozenset[type]] = frozenset()
+    """The bases that take their fused kernel for it where that is left open: what passes over
+    memory several times should not wait for a slow base as well. Adam and AdamW take it for good
+    when they are built for it, SGD in steps in which all gradients are dense."""
 
     def __post_init__(self) -> None:
         """Make lists hashable."""

@@ -321,9 +321,9 @@ def _constructor(signature: inspect.Signature, options: dict[str, Any]) -> Calla
         self._derived_options = {name: kwargs.pop(name, options[name]) for name in options}
         _check_options(self.derivations, self._derived_options)
         _check_differentiable(kwargs)
-        if any(derivation.fuses for derivation in self.derivations):
+        if any(self.derived_from in derivation.fuses for derivation in self.derivations):
             params = args[0] if args else kwargs.pop("params")
-            args = (fuse(self.derived_from, params, kwargs), *args[1:])
+            args = (fuse(self.derived_from, self.derivations, params, kwargs), *args[1:])
         super(DerivedOptimizer, self).__init__(*args, **kwargs)
 
     __init__.__signature__ = _shown(signature, options)  # type: ignore[attr-defined]

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kexue_lookahead.derivation import distributed
+from kexue_lookahead.derivation import Derivation, Group, distributed
 
-__all__ = ["as_fused", "fuse"]
+if TYPE_CHECKING:
+    from kexue_lookahead.derived import DerivedOptimizer
 
-_FUSED = {torch.optim.Adam, torch.optim.AdamW}
-"""Bases whose kernel takes all that they take; SGD's does not take sparse gradients."""
+__all__ = ["as_fused", "fuse", "fused_step", "may_fuse"]
+
+_FOR_GOOD = {torch.optim.Adam, torch.optim.AdamW}
+"""Bases whose kernel takes all that they take; SGD's does not."""
 
 
-def fuse(base: type[torch.optim.Optimizer], params: Any, settings: dict[str, Any]) -> Any:
+def fuse(
+    base: type[torch.optim.Optimizer],
+    derivations: Iterable[Derivation],
+    params: Any,
+    settings: dict[str, Any],
+) -> Any:
     """Ask a base for its kernel where it has one that takes all that the base takes.
 
     Args:
         base: The class, exactly.
+        derivations: What is applied to it, and may be reason to ask.
         params: Parameters or groups, which may be there only once.
         settings: Further arguments of the base, which are added to.
 
     Returns:
         The parameters.
     """
-    if base in _FUSED:
+    if base in _FOR_GOOD and any(base in derivation.fuses for derivation in derivations):
         asked = {name: settings.get(name) for name in ("foreach", "fused")}
         params, settings["fused"] = as_fused(params, **asked)
     return params
@@ -53,13 +64,68 @@ def as_fused(params: Any, *, foreach: bool | None, fused: bool | None) -> tuple[
         held = group.get("params", ()) if isinstance(group, dict) else [group]
         held = [held] if isinstance(held, Tensor) else held
         tensors += [one[1] if isinstance(one, tuple) else one for one in held]
-    fits = all(
+    chosen = any(isinstance(g, dict) and g.get("foreach") is not None for g in groups)
+    fits = _fit(tensors) and not chosen  # a group that asks for another kernel gets it
+    return groups, True if fits and tensors else None
+
+
+def _fit(tensors: Iterable[Any]) -> bool:
+    """Whether the kernels take such parameters, and are the faster ones."""
+    return all(
         isinstance(t, Tensor)
         and t.dtype in {torch.float32, torch.float64}
         and t.device.type in {"cpu", "cuda"}
         and not distributed(t)  # torch's fused SGD has no sharded form
         for t in tensors
     )
-    chosen = any(isinstance(g, dict) and g.get("foreach") is not None for g in groups)
-    fits = fits and not chosen  # a group that asks for another kernel gets it
-    return groups, True if fits and tensors else None
+
+
+@contextmanager
+def fused_step(optimizer: DerivedOptimizer) -> Iterator[None]:
+    """Let SGD take its kernel for a step where it can, and put the choice of its groups back.
+
+    Args:
+        optimizer: The optimizer, whose gradients are there.
+    """
+    if optimizer.derived_from is not torch.optim.SGD:
+        yield
+        return
+    kept = [group["fused"] for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["fused"] = _sgd_kernel(optimizer, group)
+        yield
+    finally:
+        for group, fused in zip(optimizer.param_groups, kept, strict=True):
+            group["fused"] = fused
+
+
+def may_fuse(group: Group) -> bool:
+    """Whether SGD's kernel can step a group, and was asked for or is the choice that is left.
+
+    Args:
+        group: The group, whose gradients are there.
+    """
+    if group["fused"] is not None or group["foreach"] is not None:
+        return bool(group["fused"])
+    moved = [p for p in group["params"] if p.grad is not None]
+    return _fit(moved) and all(p.grad.layout is torch.strided for p in moved)
+
+
+def _sgd_kernel(optimizer: DerivedOptimizer, group: Group) -> bool | None:
+    """Return whether the kernel is taken: where it was asked for, or is open and wanted."""
+    asked: bool | None = group["fused"]
+    if asked is None and may_fuse(group):
+        asked = (
+            any(
+                torch.optim.SGD in d.fuses and any(d.selects(optimizer, group))
+                for d in optimizer.derivations
+            )
+            or None
+        )
+    if asked and group["momentum"]:
+        # the kernel fails where only some of its parameters have had a gradient before
+        states = (optimizer.state.get(p, {}) for p in group["params"] if p.grad is not None)
+        if len({state.get("momentum_buffer") is None for state in states}) > 1:
+            return None
+    return asked

@@ -12,6 +12,7 @@ from torch import Tensor
 from kexue_lookahead.bases import reads_parameters
 from kexue_lookahead.captured import Planned, base_step, step_through
 from kexue_lookahead.derivation import Derivation, batches
+from kexue_lookahead.fusing import fused_step
 
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
@@ -36,7 +37,7 @@ def take_step(optimizer: DerivedOptimizer) -> None:
             return
         for derivation in derivations:
             derivation.begin(optimizer)
-        with _scheduled(optimizer):
+        with _scheduled(optimizer), fused_step(optimizer):
             _update(optimizer)
         for derivation in derivations:
             derivation.end(optimizer)
