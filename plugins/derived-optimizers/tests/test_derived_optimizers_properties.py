@@ -266,3 +266,32 @@ def test_decay_is_what_it_says_over_sgd_without_momentum() -> None:
             plain.data = plain.data * (1 - 0.05 * 0.3) - 0.05 * p.grad
         optimizer.step()
     torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("how", [{}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("base", ["adam", "adamw", "sgd", "plain sgd"])
+@pytest.mark.parametrize("derive", [with_weight_decay, with_layer_adaptation, with_lookahead])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_gradients_may_lie_in_memory_otherwise_than_their_parameters(
+    derive: Callable[..., Any], base: str, how: dict[str, Any], gaps: bool
+) -> None:
+    """Torch's fused kernels by themselves are silently wrong there, on a CPU."""
+    options = {} if "adam" in base else {"momentum": 0.8 * (base == "sgd")}
+    found = []
+    for chosen in (how, {"foreach": False}):
+        table = torch.arange(24.0, dtype=torch.float64).view(4, 6)
+        before = table.clone()
+        turned = nn.Parameter(table[:, ::2] if gaps else table.t())
+        image = nn.Parameter(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
+        optimizer = derive(base.removeprefix("plain "))(
+            [turned, image], lr=0.05, **options, **chosen
+        )
+        for t in range(5):
+            for p in (turned, image):
+                count = torch.arange(float(p.numel()), dtype=p.dtype).view(p.shape)
+                # now as autograd leaves them, now as assigned
+                p.grad = torch.empty_like(p).copy_(count.sin()) if t % 2 else count.cos()
+            optimizer.step()
+        assert not gaps or torch.equal(table[:, 1::2], before[:, 1::2])
+        found.append([turned.detach().clone(), image.detach().clone()])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

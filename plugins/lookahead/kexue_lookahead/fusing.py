@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["as_fused", "fuse", "fused_step", "may_fuse"]
 
 _FOR_GOOD = {torch.optim.Adam, torch.optim.AdamW}
-"""Bases whose kernel takes all that they take; SGD's does not."""
+"""Bases whose kernel takes all that they take; SGD's takes no sparse gradients."""
 
 
 def fuse(
@@ -82,18 +82,18 @@ def _fit(tensors: Iterable[Any]) -> bool:
 
 @contextmanager
 def fused_step(optimizer: DerivedOptimizer) -> Iterator[None]:
-    """Let SGD take its kernel for a step where it can, and put the choice of its groups back.
+    """Let the base take its kernel for a step where it can, and put the choice of its groups back.
 
     Args:
         optimizer: The optimizer, whose gradients are there.
     """
-    if optimizer.derived_from is not torch.optim.SGD:
+    if optimizer.derived_from not in {torch.optim.SGD, *_FOR_GOOD}:
         yield
         return
     kept = [group["fused"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:
-            group["fused"] = _sgd_kernel(optimizer, group)
+            group["fused"] = _kernel(optimizer, group)
         yield
     finally:
         for group, fused in zip(optimizer.param_groups, kept, strict=True):
@@ -112,20 +112,34 @@ def may_fuse(group: Group) -> bool:
     return _fit(moved) and all(p.grad.layout is torch.strided for p in moved)
 
 
-def _sgd_kernel(optimizer: DerivedOptimizer, group: Group) -> bool | None:
+def _kernel(optimizer: DerivedOptimizer, group: Group) -> bool | None:
     """Return whether the kernel is taken: where it was asked for, or is open and wanted."""
     asked: bool | None = group["fused"]
-    if asked is None and may_fuse(group):
-        asked = (
-            any(
-                torch.optim.SGD in d.fuses and any(d.selects(optimizer, group))
-                for d in optimizer.derivations
-            )
-            or None
-        )
-    if asked and group["momentum"]:
+    sgd = torch.optim.SGD
+    if asked is None and optimizer.derived_from is sgd and may_fuse(group):
+        reasons = [d for d in optimizer.derivations if sgd in d.fuses]
+        asked = any(any(d.selects(optimizer, group)) for d in reasons) or None
+    if not asked:
+        return asked
+    moved = [p for p in group["params"] if p.grad is not None]
+    states: list[dict[str, Any]] = [optimizer.state.get(p, {}) for p in moved]
+    if optimizer.derived_from is sgd and group["momentum"]:
         # the kernel fails where only some of its parameters have had a gradient before
-        states = (optimizer.state.get(p, {}) for p in group["params"] if p.grad is not None)
-        if len({state.get("momentum_buffer") is None for state in states}) > 1:
+        begun = {state.get("momentum_buffer") is None for state in states}
+        if len(begun) > 1:
             return None
-    return asked
+    return True if all(map(_alike, moved, states)) else None
+
+
+def _alike(p: Tensor, state: dict[str, Any]) -> bool:
+    """Whether a parameter lies in memory as its gradient and state do, gapless.
+
+    On a CPU the kernels take for granted that they do, and are silently wrong elsewhere.
+    """
+    if p.grad is None or p.device.type != "cpu":
+        return True
+    beside = [x for x in state.values() if isinstance(x, Tensor) and x.shape == p.shape]
+    if all(x.is_contiguous() for x in (p, p.grad, *beside)):
+        return True
+    extent = 1 + sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True))
+    return extent == p.numel() and all(x.stride() == p.stride() for x in (p.grad, *beside))
