@@ -136,10 +136,12 @@ def _alike(p: Tensor, state: dict[str, Any]) -> bool:
 
     On a CPU the kernels take for granted that they do, and are silently wrong elsewhere.
     """
-    if p.grad is None or p.device.type != "cpu":
+    grad = p.grad
+    if grad is None or not p.is_cpu:
         return True
-    beside = [x for x in state.values() if isinstance(x, Tensor) and x.shape == p.shape]
-    if all(x.is_contiguous() for x in (p, p.grad, *beside)):
-        return True
+    beside = [grad, *[x for x in state.values() if isinstance(x, Tensor)]]
+    if p.is_contiguous():
+        return all(x.is_contiguous() for x in beside)
     extent = 1 + sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True))
-    return extent == p.numel() and all(x.stride() == p.stride() for x in (p.grad, *beside))
+    alike = (x.stride() == p.stride() for x in beside if x.shape == p.shape)
+    return extent == p.numel() and all(alike)
