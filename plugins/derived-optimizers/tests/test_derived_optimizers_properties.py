@@ -47,6 +47,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "slow": {"slow_steps": 1, "slow_step_size": 1.0},
     "lazy": {"lazy": False},
 }
+_FORMATS = (torch.contiguous_format, torch.channels_last)
 SUBSETS = [names for size in range(7) for names in itertools.combinations(DERIVATIONS, size)]
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("torch.optim:Adam", {"lr": 0.05}),
@@ -294,4 +295,25 @@ def test_gradients_may_lie_in_memory_otherwise_than_their_parameters(
             optimizer.step()
         assert not gaps or torch.equal(table[:, 1::2], before[:, 1::2])
         found.append([turned.detach().clone(), image.detach().clone()])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["adam", "sgd"])
+@pytest.mark.parametrize("back", [False, True])
+def test_states_may_come_from_parameters_that_lie_otherwise(base: str, back: bool) -> None:
+    options = {"momentum": 0.8} if base == "sgd" else {}
+    found = []
+    for how in ({"fused": True}, {"foreach": False}):
+        count = torch.arange(96.0).view(2, 3, 4, 4)
+        images = [nn.Parameter(count.sin().contiguous(memory_format=f)) for f in _FORMATS]
+        derived = with_lookahead(base)
+        old, new = (derived([p], lr=0.05, **options, **how) for p in images[:: -1 if back else 1])
+        for optimizer in (old, new):
+            (own,) = optimizer.param_groups[0]["params"]
+            if optimizer is new:
+                new.load_state_dict(old.state_dict())
+            for _ in range(3):
+                own.grad = torch.empty_like(own).copy_(count.cos())
+                optimizer.step()
+        found.append([p.detach().clone() for p in images])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

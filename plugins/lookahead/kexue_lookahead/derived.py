@@ -14,7 +14,7 @@ from kexue.core import ArgumentError, saved_tensors
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
 from kexue_lookahead.derivation import Derivation, Group
-from kexue_lookahead.fusing import fuse
+from kexue_lookahead.fusing import fuse, lay_state
 from kexue_lookahead.phases import take_step
 
 __all__ = ["DerivedOptimizer", "become", "derive", "derived_class"]
@@ -107,6 +107,7 @@ class DerivedOptimizer(torch.optim.Optimizer):
             state_dict: The state. Not modified; the derivations' tensors are copied from it.
         """
         super().load_state_dict(state_dict)
+        lay_state(self)
         for group in self.param_groups:
             for derivation in self.derivations:
                 for name in derivation.options():

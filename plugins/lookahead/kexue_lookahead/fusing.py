@@ -14,7 +14,7 @@ from kexue_lookahead.derivation import Derivation, Group, distributed
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
 
-__all__ = ["as_fused", "fuse", "fused_step", "may_fuse"]
+__all__ = ["as_fused", "fuse", "fused_step", "lay_state", "may_fuse"]
 
 _FOR_GOOD = {torch.optim.Adam, torch.optim.AdamW}
 """Bases whose kernel takes all that they take; SGD's takes no sparse gradients."""
@@ -122,26 +122,44 @@ def _kernel(optimizer: DerivedOptimizer, group: Group) -> bool | None:
     if not asked:
         return asked
     moved = [p for p in group["params"] if p.grad is not None]
-    states: list[dict[str, Any]] = [optimizer.state.get(p, {}) for p in moved]
+    buffers: list[Any] = []
     if optimizer.derived_from is sgd and group["momentum"]:
-        # the kernel fails where only some of its parameters have had a gradient before
-        begun = {state.get("momentum_buffer") is None for state in states}
-        if len(begun) > 1:
-            return None
-    return True if all(map(_alike, moved, states)) else None
+        buffers = [optimizer.state.get(p, {}).get("momentum_buffer") for p in moved]
+        begun = [buffer is not None for buffer in buffers]
+        if any(begun) and not all(begun):
+            return None  # the kernel fails where some have their first gradient
+        buffers *= all(begun)
+    grads = [p.grad for p in moved]
+    return True if _alike(moved, grads) and (not buffers or _alike(moved, buffers)) else None
 
 
-def _alike(p: Tensor, state: dict[str, Any]) -> bool:
-    """Whether a parameter lies in memory as its gradient and state do, gapless.
+def _alike(params: list[Tensor], beside: list[Any]) -> bool:
+    """Whether parameters lie in memory as some tensors do, without gaps.
 
     On a CPU the kernels take for granted that they do, and are silently wrong elsewhere.
     """
-    grad = p.grad
-    if grad is None or not p.is_cpu:
-        return True
-    beside = [grad, *[x for x in state.values() if isinstance(x, Tensor)]]
-    if p.is_contiguous():
-        return all(x.is_contiguous() for x in beside)
-    extent = 1 + sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True))
-    alike = (x.stride() == p.stride() for x in beside if x.shape == p.shape)
-    return extent == p.numel() and all(alike)
+    return all(
+        (p.is_contiguous() and x.is_contiguous())
+        or not p.is_cpu
+        or (x.stride() == p.stride() and _gapless(p))
+        for p, x in zip(params, beside, strict=True)
+    )
+
+
+def _gapless(p: Tensor) -> bool:
+    steps = zip(p.shape, p.stride(), strict=True)
+    return 1 + sum((n - 1) * step for n, step in steps) == p.numel()
+
+
+def lay_state(optimizer: DerivedOptimizer) -> None:
+    """Lay the state of Adam and AdamW in memory as its parameters lie, where they begin it so.
+
+    Args:
+        optimizer: The optimizer, whose state comes from another one.
+    """
+    if optimizer.derived_from not in _FOR_GOOD:
+        return
+    for p, state in optimizer.state.items():
+        for name, x in state.items():
+            if isinstance(x, Tensor) and x.shape == p.shape and not _alike([p], [x]):
+                state[name] = torch.empty_like(p, dtype=x.dtype, device=x.device).copy_(x)
