@@ -194,7 +194,9 @@ def _about_decay(context: Context) -> list[Claim]:
         partial(torch.optim.AdamW, lr=_RATE, weight_decay=_DECAY),
     )
     of_l2 = most(partial(decayed_adam, lr=_RATE), partial(adam, lr=_RATE, weight_decay=_DECAY))
-    of_sgd = most(partial(decayed_sgd, lr=0.1), partial(sgd, lr=0.1, weight_decay=_DECAY))
+    # as a loop it multiplies θ; the fused kernel would be given the very term it is compared with
+    looped = partial(decayed_sgd, lr=0.1, foreach=False)
+    of_sgd = most(looped, partial(sgd, lr=0.1, weight_decay=_DECAY))
     of_momentum = most(
         partial(decayed_sgd, lr=0.1, momentum=0.9),
         partial(sgd, lr=0.1, momentum=0.9, weight_decay=_DECAY),
