@@ -143,14 +143,14 @@ def attend(
         return attend_in_blocks(*arguments)
     if mask is None:
         segments = present = None
-        queries_, keys_ = even_means(query, num_landmarks, scale), even_means(key, num_landmarks)
+        queries_, keys_ = even_means(query, num_landmarks), even_means(key, num_landmarks)
     else:
         segments = Segments.of(mask, num_landmarks)
         present = _seen(segments.counts > 0)
-        queries_, keys_ = segments.means(query) * scale, segments.means(key)  # s Q̃ and K̃
-    pooled = F.scaled_dot_product_attention(queries_, key, value, keys, scale=1.0)
+        queries_, keys_ = segments.means(query), segments.means(key)  # Q̃ and K̃
+    pooled = F.scaled_dot_product_attention(queries_, key, value, keys, scale=scale)
     if middle_matrix:
-        pooled = _inverted(queries_, keys_, pooled, iterations)
+        pooled = _inverted(queries_, keys_, pooled, scale, iterations)
     if mask is not None and segments is not None:
         # Where each landmark is one position, K̃ = K and softmax(s Q K̃ᵀ) V is exact.
         covered = mask.sum(-1) <= num_landmarks
@@ -163,10 +163,12 @@ def _seen(mask: Tensor) -> Tensor:
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]
 
 
-def _inverted(queries: Tensor, keys: Tensor, pooled: Tensor, iterations: int) -> Tensor:
-    """Return softmax(Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
+def _inverted(
+    queries: Tensor, keys: Tensor, pooled: Tensor, scale: float, iterations: int
+) -> Tensor:
+    """Return softmax(s Q̃ K̃ᵀ)^† times what was pooled, computed at least in float32."""
     exact = torch.promote_types(pooled.dtype, torch.float32)
     with without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
-        matrix = torch.softmax(torch.bmm(q, k.mT), -1)
+        matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
         return torch.bmm(iterate_stochastic(matrix, iterations), y).view_as(pooled).to(pooled.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kexue.core.errors import ArgumentError
+from kexue_nystromformer.checks import without_autocast
 
 __all__ = ["Segments", "segment_means"]
 
@@ -44,9 +45,10 @@ class Segments(NamedTuple):
 
     def means(self, features: Tensor) -> Tensor:
         """Return the means of ``[batch, head, time, feature]``, 0 for empty segments."""
-        members = self.members.to(features.dtype)
-        sums = torch.einsum("bst,bhtd->bhsd", members, features)
-        return sums / self.counts.clamp(min=1).to(features.dtype)[:, None, :, None]
+        wide = torch.promote_types(features.dtype, torch.float32)  # sums of float16 may overflow
+        with without_autocast(features.device.type):
+            sums = torch.einsum("bst,bhtd->bhsd", self.members.to(wide), features.to(wide))
+        return (sums / self.counts.clamp(min=1)[:, None, :, None]).to(features.dtype)
 
 
 def even_means(features: Tensor, num_segments: int, scale: float = 1.0) -> Tensor:
@@ -65,7 +67,9 @@ def _equal_means(features: Tensor, num_segments: int, scale: float) -> Tensor:
     # with the heads inside, as projections lie, each position is read as one piece
     inside = torch.unflatten(features.transpose(1, 2), 1, (num_segments, -1))
     # the scale costs nothing here; an operation of its own takes a hundredth of all at length 512
-    return inside.sum(2).mul_(scale / inside.shape[2]).transpose(1, 2)
+    wide = torch.promote_types(features.dtype, torch.float32)  # sums of float16 may overflow
+    sums = inside.sum(2, dtype=wide).mul_(scale / inside.shape[2])
+    return sums.to(features.dtype).transpose(1, 2)
 
 
 def add_shares(gradient: Tensor, upstream: Tensor) -> None:

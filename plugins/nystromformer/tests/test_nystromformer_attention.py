@@ -183,6 +183,20 @@ def test_half_precision_is_near_and_finite(dtype: torch.dtype) -> None:
         assert all(x.grad is not None and x.grad.isfinite().all() for x in half)
 
 
+@pytest.mark.parametrize("scale", [None, 100.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_of_a_segment_may_be_beyond_float16(masked: bool, scale: float | None) -> None:
+    q, k, v = sequences(1, 2, 1200, 8, dtype=torch.float32)
+    q, k = 1000 + q, k / 100
+    mask = torch.ones(1, 1, 1, 1200, dtype=torch.bool) if masked else None
+    exact = nystrom_attention(q, k, v, mask, num_landmarks=4, scale=scale)
+    half = (x.half() for x in (q, k, v))
+    found = nystrom_attention(*half, mask, num_landmarks=4, scale=scale)
+    assert found.isfinite().all()
+    if scale is None:
+        assert float((found.float() - exact).norm() / exact.norm()) < 0.05
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_extreme_scores_are_finite(dtype: torch.dtype) -> None:
     q, k, v = sequences(2, 2, 60, 8, dtype=torch.float32)
@@ -318,6 +332,22 @@ def test_blocks_give_what_the_fused_kernel_gives(batch: int, length: int) -> Non
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
+def check_beside_a_mask(
+    q: Tensor, k: Tensor, v: Tensor, *, loose: float, scale: float | None = None
+) -> None:
+    """Compare with and without gradient; a mask of what is all real takes known operations."""
+    every = torch.ones(len(q), 1, 1, q.shape[2], dtype=torch.bool)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    with torch.no_grad():
+        found = nystrom_attention(q, k, v, scale=scale)
+    recorded, wanted = (nystrom_attention(q, k, v, mask, scale=scale) for mask in (None, every))
+    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
+    torch.testing.assert_close(recorded, wanted, rtol=loose, atol=loose)
+    gradients = [torch.autograd.grad(x.sum(), leaves) for x in (recorded, wanted)]
+    norms = [[g.norm() for g in row] for row in gradients]
+    torch.testing.assert_close(*norms, rtol=10 * loose, atol=10 * loose)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("score", [-1000.0, -60.0, 60.0, 1000.0])
 @pytest.mark.parametrize("where", [slice(None), slice(300, 310)])
@@ -328,17 +358,7 @@ def test_sums_of_exponentials_beyond_every_number_are_those_of_shifted_scores(
     q, k, v = sequences(1, 3, 1100, 8, dtype=dtype)
     q[..., -1], k[..., -1] = 0.0, 1.0
     q[:, :, where, -1] = score
-    every = torch.ones(1, 1, 1, 1100, dtype=torch.bool)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    with torch.no_grad():
-        found = nystrom_attention(q, k, v, scale=1.0)
-    recorded, wanted = (nystrom_attention(q, k, v, mask, scale=1.0) for mask in (None, every))
-    loose = 1e-9 if dtype == torch.float64 else 2e-3
-    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
-    torch.testing.assert_close(recorded, wanted, rtol=loose, atol=loose)
-    gradients = [torch.autograd.grad(x.sum(), leaves) for x in (recorded, wanted)]
-    norms = [[g.norm() for g in row] for row in gradients]
-    torch.testing.assert_close(*norms, rtol=10 * loose, atol=10 * loose)
+    check_beside_a_mask(q, k, v, loose=1e-9 if dtype == torch.float64 else 2e-3, scale=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -348,17 +368,7 @@ def test_a_later_key_may_be_far_above_those_of_the_first_block(
 ) -> None:
     q, k, v = sequences(2, 3, 1300, 8, dtype=dtype)
     k[:, :, 900:950] *= beyond
-    every = torch.ones(2, 1, 1, 1300, dtype=torch.bool)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    with torch.no_grad():
-        found = nystrom_attention(q, k, v)
-    recorded, wanted = nystrom_attention(q, k, v), nystrom_attention(q, k, v, every)
-    loose = 1e-9 if dtype == torch.float64 else 2e-4
-    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
-    torch.testing.assert_close(recorded, wanted, rtol=loose, atol=loose)
-    gradients = [torch.autograd.grad(x.sum(), leaves) for x in (recorded, wanted)]
-    norms = [[g.norm() for g in row] for row in gradients]
-    torch.testing.assert_close(*norms, rtol=10 * loose, atol=10 * loose)
+    check_beside_a_mask(q, k, v, loose=1e-9 if dtype == torch.float64 else 2e-4)
 
 
 def test_blocks_leave_values_of_another_width_and_views_alone() -> None:
