@@ -190,8 +190,8 @@ def test_sums_of_a_segment_may_be_beyond_float16(masked: bool, scale: float | No
     q, k = 1000 + q, k / 100
     mask = torch.ones(1, 1, 1, 1200, dtype=torch.bool) if masked else None
     exact = nystrom_attention(q, k, v, mask, num_landmarks=4, scale=scale)
-    half = (x.half() for x in (q, k, v))
-    found = nystrom_attention(*half, mask, num_landmarks=4, scale=scale)
+    q, k, v = q.half(), k.half(), v.half()
+    found = nystrom_attention(q, k, v, mask, num_landmarks=4, scale=scale)
     assert found.isfinite().all()
     if scale is None:
         assert float((found.float() - exact).norm() / exact.norm()) < 0.05
