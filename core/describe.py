@@ -57,7 +57,7 @@ _TYPES: Mapping[str, Any] = {
     "None": type(None),
     **dict.fromkeys(_LISTS, list),
 }
-_CAPABILITIES = ("differentiable", "stochastic", "trainable", "needs_mask")
+_CAPABILITIES = ("differentiable", "stochastic", "trainable", "needs_fitting", "needs_mask")
 
 
 class Parameter(NamedTuple):

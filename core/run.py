@@ -464,7 +464,7 @@ def write_example(registry: Registry, name: str, folder: Path) -> str:
         folder: Where; made if it does not exist.
 
     Raises:
-        ArgumentError: If the component gives no example.
+        ArgumentError: If the component gives no example, or runs on a fitted model alone.
         FileFormatError: If the folder cannot be made, or holds other files of these names.
     """
     from kexue.core.device import make_generator
@@ -473,6 +473,12 @@ def write_example(registry: Registry, name: str, folder: Path) -> str:
     loaded = registry.load(component)
     if not hasattr(loaded, "example"):
         raise ArgumentError(f"{component.id} gives no example.", argument="example")
+    if getattr(loaded, "needs_fitting", False):
+        raise ArgumentError(
+            f"{component.id} gives no example of files, because it runs on a fitted model. Fit one "
+            f"to data of yours: `kexue fit {component.id} --help` says what it takes.",
+            argument="example",
+        )
     example = loaded.example(generator=make_generator(0))
     optional = {row.name: row.optional for row in registry.describe(component).inputs}
     inputs = {key: value for key, value in example.inputs.items() if key in optional}

@@ -689,6 +689,15 @@ def test_lines_are_part_of_the_document(registry: Registry, tmp_path: Path) -> N
 # -- examples -------------------------------------------------------------------------------------
 
 
+def test_a_component_that_runs_on_a_fitted_model_alone_says_so_and_writes_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scaled, "needs_fitting", True)
+    with pytest.raises(ArgumentError, match=r"loss/scaled .* fitted model.*kexue fit loss/scaled"):
+        write_example(registry, "scaled", tmp_path / "try")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_example_can_be_run_as_it_is_written(registry: Registry, tmp_path: Path) -> None:
     folder = tmp_path / "a folder" / "within"
     words = shlex.split(write_example(registry, "scaled", folder))

@@ -166,11 +166,12 @@ def _component_help(component: Component, verb: str) -> str:
     tables = sections(description)
     for title, _, rows in tables if verb == "run" else tables[1:]:
         blocks.append("\b\n" + "\n".join([title, *(_wrapped(row) for row in rows)]))
-    example = (
-        [usage(description), f"kexue run {component.id} --example try/   (writes files to try)"]
-        if verb == "run"
-        else [f"kexue fit {component.id} FILE -o model/"]
-    )
+    if verb == "fit":
+        example = [f"kexue fit {component.id} FILE -o model/"]
+    else:
+        example = [usage(description)]
+        if "needs_fitting" not in description.capabilities:
+            example.append(f"kexue run {component.id} --example try/   (writes files to try)")
     blocks.append("\b\n" + "\n".join(["Example", *(f"  {line}" for line in example)]))
     return "\n\n".join(filter(None, blocks))
 
