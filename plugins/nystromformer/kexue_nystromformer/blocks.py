@@ -10,16 +10,16 @@ anew::
 
     O = P V                   dV = Pᵀ dO        dP = dO Vᵀ
     P = softmax(S)            dS = P ∘ (dP − Σⱼ P ∘ dP)
-    S = Q Kᵀ                  dQ = dS K         dK = dSᵀ Q
+    S = s Q Kᵀ                dQ = s dS K       dK = s dSᵀ Q
 
-Heads are ``[head, time, feature]`` here, and where no scale s is given, queries contain it. Each
-product goes into contiguous memory, and is then copied: into anything else the batched product goes
+Heads are ``[head, time, feature]`` here, s is any scale. Each product goes into contiguous memory, and is then copied: into anything else the batched product goes
 head by head, which takes longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,10 +31,15 @@ __all__ = [
     "from_few",
     "from_few_gradients",
     "joined_heads",
+    "log_totals",
+    "rooms_for",
     "softmax_gradient",
     "to_few",
     "to_few_gradients",
 ]
+
+# Sums of exp(S − shift), and the shift if there is one.
+Totals = tuple[Tensor, Tensor | None]
 
 _BLOCK = 2**12  # positions times heads at once
 _WORTH = 2**18  # weights of one sequence, all heads together, from which on it takes less time
@@ -57,19 +62,39 @@ def joined_heads(like: Tensor, width: int) -> Tensor:
     return like.new_empty(batch, time, heads, width).transpose(1, 2)
 
 
-def to_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor, *, scale: float) -> Tensor:
-    """Write softmax(s Q Kᵀ) V of many queries and few keys; return log Σⱼ exp(s Q Kᵀ)ⱼ.
+def log_totals(total: Tensor, shift: Tensor | None) -> Tensor:
+    """Return log Σⱼ exp(S)ⱼ of what :func:`to_few` and :func:`from_few` return."""
+    return total.log() if shift is None else total.log().add_(shift)
 
-    It has shape ``[head, query, 1]``. There are some hundred keys, at most.
+
+def to_few(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+    query: Tensor,
+    right: Tensor,
+    value: Tensor,
+    out: Tensor,
+    rooms: Sequence[Tensor],
+    *,
+    scale: float,
+) -> Totals:
+    """Write softmax(s Q Kᵀ) V of many queries and few keys; return Σⱼ exp(s Q Kᵀ)ⱼ.
+
+    Its parts have shape ``[head, query, 1]``. There are some hundred keys, at most.
+
+    Args:
+        query: Q.
+        right: Kᵀ, best contiguous: as it is, each block takes a fifth longer.
+        value: V.
+        out: Where the output goes.
+        rooms: From :func:`rooms_for`, for the widths of keys and values.
+        scale: s.
     """
-    right = _as_right(key, query)
     total = query.new_empty(*query.shape[:2], 1)
-    _quotients(query, right, value, scale, out, total)
+    _quotients(query, right, value, scale, out, rooms, total)
     if _trusted(total):
-        return total.log_()
+        return total, None
     shift = torch.empty_like(total)
-    _quotients(query, right, value, scale, out, total, shift)
-    return total.log_().add_(shift)
+    _quotients(query, right, value, scale, out, rooms, total, shift)
+    return total, shift
 
 
 def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
@@ -78,6 +103,7 @@ def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
     value: Tensor,
     scale: float,
     out: Tensor,
+    rooms: Sequence[Tensor],
     total: Tensor,
     *shift: Tensor,
 ) -> None:
@@ -89,22 +115,20 @@ def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
         value: V.
         scale: s.
         out: Where the quotients go.
+        rooms: Memory for the scores and the sums of a block.
         total: Where the sums without V go.
         *shift: Where the greatest scores go, which are subtracted if there is such a place.
     """
-    rooms = _rooms(query, right, value)
     for q, o, t, *shifts in _blocks(query, out, total, *shift):
-        scores, mixed = (_room(x, q) for x in rooms)
-        scores.baddbmm_(q, right, beta=0, alpha=scale)
+        scores, mixed = _scores(q, right, scale, rooms[0]), _room(rooms[1], q)
         for x in shifts:
             scores.sub_(torch.amax(scores, -1, keepdim=True, out=x))
         torch.sum(scores.exp_(), -1, keepdim=True, out=t)
         torch.div(torch.bmm(scores, value, out=mixed), t, out=o)
 
 
-def _as_right(few: Tensor, many: Tensor) -> Tensor:
-    """Return the transpose, copied if many blocks meet it: as it is, each takes a fifth longer."""
-    return few.mT.contiguous() if many.shape[1] >= 4 * _length(many) else few.mT
+def _scores(block: Tensor, right: Tensor, scale: float, room: Tensor) -> Tensor:
+    return _room(room, block).baddbmm_(block, right, beta=0, alpha=scale)
 
 
 def _trusted(total: Tensor) -> bool:
@@ -128,17 +152,17 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
         query: Q.
         key: K.
         value: V.
-        log_total: log Σⱼ exp(s Q Kᵀ)ⱼ, as it was returned.
+        log_total: log Σⱼ exp(s Q Kᵀ)ⱼ, from :func:`log_totals`.
         upstream: dO, of the shape of the output.
         d_query: Where dQ goes.
         scale: s.
     """
     d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
     right_key, right_value = key.mT.contiguous(), value.mT.contiguous()
-    rooms = _rooms(query, right_key, right_key, key)
+    rooms = rooms_for(query, *(x.shape[2] for x in (right_key, right_key, key)))
     for q, t, d_out, d_q in _blocks(query, log_total, upstream, d_query):
-        scores, d_weights, found = (_room(x, q) for x in rooms)
-        weights = scores.baddbmm_(q, right_key, beta=0, alpha=scale).sub_(t).exp_()
+        d_weights, found = (_room(x, q) for x in rooms[1:])
+        weights = _scores(q, right_key, scale, rooms[0]).sub_(t).exp_()
         d_value.baddbmm_(weights.mT, d_out)
         torch.bmm(d_out, right_value, out=d_weights)
         d_scores = softmax_gradient(d_weights, weights, out=d_weights)
@@ -158,42 +182,61 @@ def softmax_gradient(d_weights: Tensor, weights: Tensor, *, out: Tensor | None =
     return gradient
 
 
-def from_few(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> Tensor:
-    """Write softmax(Q Kᵀ) V of few queries and many keys; return log Σⱼ exp(Q Kᵀ)ⱼ.
+def from_few(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, room: Tensor, *, scale: float
+) -> Totals:
+    """Write softmax(s Q Kᵀ) V of few queries and many keys; return Σⱼ exp(s Q Kᵀ)ⱼ.
 
-    It has shape ``[head, query, 1]``.
+    Its parts have shape ``[head, query, 1]``.
+
+    Args:
+        query: Q.
+        key: K.
+        value: V.
+        out: Contiguous memory, where the output goes.
+        room: From :func:`rooms_for`, for the number of queries.
+        scale: s.
     """
-    right = _as_right(query, key)
-    total = _sums(right, key, value, None, out)
+    many = key.shape[1] >= 4 * _length(key)  # blocks: for few it does not pay to copy
+    right = query.mT.contiguous() if many else query.mT
+    total = _sums(right, key, value, scale, None, out, room)
     if _trusted(total):
         out.div_(total)
-        return total.log_()
-    blocks = [torch.bmm(k, right).amax(1, keepdim=True) for (k,) in _blocks(key)]
-    largest = torch.stack(blocks).amax(0)
-    total = _sums(right, key, value, largest, out)
+        return total, None
+    scores = (_scores(k, right, scale, room) for (k,) in _blocks(key))
+    largest = torch.stack([x.amax(1, keepdim=True) for x in scores]).amax(0)
+    total = _sums(right, key, value, scale, largest, out, room)
     out.div_(total)
-    return total.log_().add_(largest.mT)
+    return total, largest.mT
 
 
-def _sums(right: Tensor, key: Tensor, value: Tensor, shift: Tensor | None, out: Tensor) -> Tensor:
-    """Write the sums over keys of exp(K Qᵀ − shift) times V, return those without it.
+def _sums(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+    right: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    shift: Tensor | None,
+    out: Tensor,
+    room: Tensor,
+) -> Tensor:
+    """Write the sums over keys of exp(s K Qᵀ − shift) times V, return those without it.
 
     Args:
         right: Qᵀ.
         key: K.
         value: V.
+        scale: s.
         shift: What is subtracted, shape ``[head, 1, query]``.
         out: Contiguous memory of shape ``[head, query, channel]``.
+        room: Memory for the scores of a block.
     """
-    out.zero_()
-    total = right.new_zeros(right.shape[0], 1, right.shape[2])
-    (room,) = _rooms(key, right)
+    totals: list[Tensor] = []
     for k, v in _blocks(key, value):
-        scores = torch.bmm(k, right, out=_room(room, k))
+        scores = _scores(k, right, scale, room)
         weights = (scores if shift is None else scores.sub_(shift)).exp_()
-        total.add_(weights.sum(1, keepdim=True))
-        out.baddbmm_(weights.mT, v)
-    return total.mT
+        out.baddbmm_(weights.mT, v, beta=1 if totals else 0)  # what was in it before is nothing
+        totals.append(weights.sum(1, keepdim=True))
+    return reduce(torch.add, totals).mT
 
 
 def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
@@ -205,6 +248,8 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
     upstream: Tensor,
     d_key: Tensor,
     d_value: Tensor,
+    *,
+    scale: float,
 ) -> Tensor:
     """Write the gradients of the keys and values of :func:`from_few`; return that of the queries.
 
@@ -213,29 +258,34 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
         key: K.
         value: V.
         out: O, as it was returned.
-        log_total: log Σⱼ exp(Q Kᵀ)ⱼ, as it was returned.
+        log_total: log Σⱼ exp(s Q Kᵀ)ⱼ, from :func:`log_totals`.
         upstream: dO, of the shape of the output.
         d_key: Where dK goes.
         d_value: Where dV goes.
+        scale: s.
     """
     d_query = query.new_zeros(query.shape)
     along = (upstream * out).sum(-1, keepdim=True)  # Σⱼ P ∘ dP, of all blocks
-    rooms = _rooms(key, query.mT, query.mT, query, upstream)
+    few, width = query.shape[1:]
+    rooms = rooms_for(key, few, few, width, upstream.shape[2])
     for k, v, d_k, d_v in _blocks(key, value, d_key, d_value):
         scores, d_weights, found_key, found_value = (_room(x, k) for x in rooms)
         weights = scores.view(query.shape[0], query.shape[1], -1)
         d_scores = d_weights.view(weights.shape)
-        torch.bmm(query, k.mT, out=weights).sub_(log_total).exp_()
+        weights.baddbmm_(query, k.mT, beta=0, alpha=scale).sub_(log_total).exp_()
         d_v.copy_(torch.bmm(weights.mT, upstream, out=found_value))
         torch.bmm(upstream, v.mT, out=d_scores).sub_(along).mul_(weights)
-        d_query.baddbmm_(d_scores, k)
-        d_k.copy_(torch.bmm(d_scores.mT, query, out=found_key))
+        d_query.baddbmm_(d_scores, k, alpha=scale)
+        d_k.copy_(found_key.baddbmm_(d_scores.mT, query, beta=0, alpha=scale))
     return d_query
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut all along the time; for few blocks this takes less than a split."""
     time, length = tensors[0].shape[1], _length(tensors[0])
+    if time <= length:
+        yield tensors
+        return
     for start in range(0, time, length):
         size = min(length, time - start)
         yield tuple(x.narrow(1, start, size) for x in tensors)
@@ -246,18 +296,19 @@ def _length(along: Tensor) -> int:
     return max(1, _BLOCK // along.shape[0])
 
 
-def _rooms(along: Tensor, *beside: Tensor) -> list[Tensor]:
-    """Return memory for a block of positions times the last axis of some tensors.
+def rooms_for(along: Tensor, *widths: int) -> list[Tensor]:
+    """Return memory for blocks of ``[head, time, …]``, one for each of these widths.
 
     Results that go into it are faster than new ones: those are often given back to the system, and
     a page that comes from there anew costs more than what is computed in it.
     """
     heads, time, _ = along.shape
     length = min(_length(along), time)
-    return [along.new_empty(length, heads * x.shape[-1]) for x in beside]
+    return [along.new_empty(length, heads * x) for x in widths]
 
 
 def _room(memory: Tensor, block: Tensor) -> Tensor:
     """Return the beginning of it as ``[head, position, …]`` for the positions of a block."""
     heads, time, _ = block.shape
-    return memory[:time].view(heads, time, memory.shape[1] // heads)
+    used = memory if time == memory.shape[0] else memory.narrow(0, 0, time)
+    return used.view(heads, time, -1)

@@ -92,17 +92,21 @@ def iterate_stochastic(matrix: Tensor, iterations: int) -> Tensor:
     if matrix.requires_grad and torch.is_grad_enabled() and is_plain(matrix):
         inverse: Tensor = _Recorded.apply(matrix, iterations)  # type: ignore[no-untyped-call]
         return inverse
-    # contiguous: a transposed factor at the right takes twice as long
-    inverse = (matrix.mT / matrix.sum(-2).amax(-1)[:, None, None]).contiguous()
+    inverse = _first(matrix, matrix.sum(-2).amax(-1, keepdim=True))
     for _ in range(iterations):
         inverse = _step(matrix, inverse)[-1]
     return inverse
 
 
+def _first(matrix: Tensor, norms: Tensor) -> Tensor:
+    """Return Aᵀ / ‖A‖₁, contiguous: a transposed factor at the right takes twice as long."""
+    return matrix.mT.clone(memory_format=torch.contiguous_format).div_(norms[..., None])
+
+
 def recorded_steps(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
     """Return what :func:`iterate_stochastic` returns, and what its gradient needs."""
     norms, largest = matrix.sum(-2).max(-1, keepdim=True)  # ‖A‖₁, and which column has it
-    inverse = (matrix.mT / norms[..., None]).contiguous()
+    inverse = _first(matrix, norms)
     steps = [matrix, norms, largest]
     for _ in range(iterations):
         product, inner, outer, following = _step(matrix, inverse)

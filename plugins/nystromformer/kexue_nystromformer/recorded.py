@@ -21,12 +21,14 @@ from kexue_nystromformer.blocks import (
     from_few,
     from_few_gradients,
     joined_heads,
+    log_totals,
+    rooms_for,
     softmax_gradient,
     to_few,
     to_few_gradients,
 )
 from kexue_nystromformer.checks import without_autocast
-from kexue_nystromformer.landmarks import add_shares, even_means
+from kexue_nystromformer.landmarks import add_shares, even_landmarks
 from kexue_nystromformer.pseudo_inverse import (
     inverse_gradient,
     iterate_stochastic,
@@ -50,25 +52,33 @@ def _attend(
     iterations: int,
     *,
     recorded: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return O, and what its gradient needs besides the inputs."""
+) -> tuple[Tensor, int, list[Tensor]]:
+    """Return O, what Q̃ and K̃ are multiplied by, and what the gradient needs besides the inputs."""
     query, key, value = inputs
-    queries, keys = even_means(query, num_landmarks, scale), even_means(key, num_landmarks)
-    pooled = value.new_empty(*keys.shape[:3], value.shape[3])
-    log_keys = [from_few(*row) for row in _rows(queries, key, value, pooled)]
-    scores = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).mT)
-    matrix, steps = torch.softmax(scores, -1), None
+    queries, size = even_landmarks(query, num_landmarks)  # Q̃ and K̃, `size` times
+    keys, _ = even_landmarks(key, num_landmarks)
+    width = value.shape[3]
+    pooled = value.new_empty(*keys.shape[:3], width)
+    rooms = rooms_for(query[0], num_landmarks, width)
+    rows = _rows(queries, key, value, pooled)
+    of_keys = [from_few(*row, rooms[0], scale=scale / size) for row in rows]
+    right = keys.mT.contiguous()
+    scores = query.new_empty(keys.shape[0] * keys.shape[1], num_landmarks, num_landmarks)
+    factors = queries.flatten(0, 1), right.flatten(0, 1)
+    matrix = torch.softmax(scores.baddbmm_(*factors, beta=0, alpha=scale / size**2), -1)
+    steps = None
     if recorded:
         inverse, steps = recorded_steps(matrix, iterations)
     else:
         inverse = iterate_stochastic(matrix, iterations)
     middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
-    out = joined_heads(query, value.shape[3])
-    log_queries = [to_few(*row, scale=scale) for row in _rows(query, keys, middle, out)]
+    out = joined_heads(query, width)
+    rows = _rows(query, right, middle, out)
+    of_queries = [to_few(*row, rooms, scale=scale / size) for row in rows]
     if steps is None:
-        return out, []
-    totals = (torch.stack(x) for x in (log_keys, log_queries))
-    return out, [queries, keys, pooled, inverse, middle, *totals, *steps]
+        return out, size, []
+    totals = (torch.stack([log_totals(*x) for x in part]) for part in (of_keys, of_queries))
+    return out, size, [queries, keys, pooled, inverse, middle, *totals, *steps]
 
 
 def _rows(*tensors: Tensor) -> Iterator[list[Tensor]]:
@@ -91,8 +101,8 @@ class RecordedAttention(torch.autograd.Function):
         iterations: int,
     ) -> Tensor:
         inputs = (query, key, value)
-        out, kept = _attend(inputs, scale, num_landmarks, iterations, recorded=True)
-        ctx.scale = scale
+        out, size, kept = _attend(inputs, scale, num_landmarks, iterations, recorded=True)
+        ctx.scale, ctx.size = scale, size
         ctx.save_for_backward(*inputs, *kept)
         return out
 
@@ -103,21 +113,22 @@ class RecordedAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         query, key, value, queries, keys, pooled, inverse, middle, *rest = ctx.saved_tensors
         log_keys, log_queries, *steps = rest
+        scale = ctx.scale / ctx.size
         with without_autocast(upstream.device.type):  # as forward was
             d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
             d_value = joined_heads(query, value.shape[3])
             rows = _rows(query, keys, middle, log_queries, upstream, d_query)
-            pairs = [to_few_gradients(*row, scale=ctx.scale) for row in rows]
+            pairs = [to_few_gradients(*row, scale=scale) for row in rows]
             d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
             flat = d_middle.flatten(0, 1)
             d_pooled = torch.bmm(inverse.mT, flat).view_as(pooled)
             d_matrix = inverse_gradient(steps, torch.bmm(flat, pooled.flatten(0, 1).mT))
-            d_scores = softmax_gradient(d_matrix, steps[0]).view(*keys.shape[:3], -1)
+            d_scores = softmax_gradient(d_matrix, steps[0]).mul_(scale / ctx.size)
+            d_scores = d_scores.view(*keys.shape[:3], -1)
 
             rows = _rows(queries, key, value, pooled, log_keys, d_pooled, d_key, d_value)
-            d_queries = torch.stack([from_few_gradients(*row) for row in rows])
-            d_queries += torch.matmul(d_scores, keys)
-            add_shares(d_query, d_queries * ctx.scale)
+            d_queries = torch.stack([from_few_gradients(*row, scale=scale) for row in rows])
+            add_shares(d_query, d_queries + torch.matmul(d_scores, keys))
             add_shares(d_key, d_keys + torch.matmul(d_scores.mT, queries))
             return d_query, d_key, d_value, None, None, None
