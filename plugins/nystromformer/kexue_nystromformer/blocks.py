@@ -120,7 +120,7 @@ def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
         *shift: Where the greatest scores go, which are subtracted if there is such a place.
     """
     for q, o, t, *shifts in _blocks(query, out, total, *shift):
-        scores, mixed = _scores(q, right, scale, rooms[0]), _room(rooms[1], q)
+        scores, mixed = _scores(q, right, scale, rooms[0]), _room(rooms[1], q, value.shape[2])
         for x in shifts:
             scores.sub_(torch.amax(scores, -1, keepdim=True, out=x))
         torch.sum(scores.exp_(), -1, keepdim=True, out=t)
@@ -128,7 +128,7 @@ def _quotients(  # noqa: PLR0917 -- what goes in, and where what comes out goes
 
 
 def _scores(block: Tensor, right: Tensor, scale: float, room: Tensor) -> Tensor:
-    return _room(room, block).baddbmm_(block, right, beta=0, alpha=scale)
+    return _room(room, block, right.shape[2]).baddbmm_(block, right, beta=0, alpha=scale)
 
 
 def _trusted(total: Tensor) -> bool:
@@ -143,6 +143,7 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
     log_total: Tensor,
     upstream: Tensor,
     d_query: Tensor,
+    rooms: Sequence[Tensor],
     *,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -155,13 +156,14 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
         log_total: log Σⱼ exp(s Q Kᵀ)ⱼ, from :func:`log_totals`.
         upstream: dO, of the shape of the output.
         d_query: Where dQ goes.
+        rooms: From :func:`rooms_for`, two for the number of keys and one for the width of queries.
         scale: s.
     """
     d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
     right_key, right_value = key.mT.contiguous(), value.mT.contiguous()
-    rooms = rooms_for(query, *(x.shape[2] for x in (right_key, right_key, key)))
+    few, width = key.shape[1:]
     for q, t, d_out, d_q in _blocks(query, log_total, upstream, d_query):
-        d_weights, found = (_room(x, q) for x in rooms[1:])
+        d_weights, found = _room(rooms[1], q, few), _room(rooms[2], q, width)
         weights = _scores(q, right_key, scale, rooms[0]).sub_(t).exp_()
         d_value.baddbmm_(weights.mT, d_out)
         torch.bmm(d_out, right_value, out=d_weights)
@@ -248,6 +250,7 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
     upstream: Tensor,
     d_key: Tensor,
     d_value: Tensor,
+    rooms: Sequence[Tensor],
     *,
     scale: float,
 ) -> Tensor:
@@ -262,21 +265,22 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
         upstream: dO, of the shape of the output.
         d_key: Where dK goes.
         d_value: Where dV goes.
+        rooms: From :func:`rooms_for`, two for the number of queries and one for the greater of the
+            widths of keys and values.
         scale: s.
     """
     d_query = query.new_zeros(query.shape)
     along = (upstream * out).sum(-1, keepdim=True)  # Σⱼ P ∘ dP, of all blocks
-    few, width = query.shape[1:]
-    rooms = rooms_for(key, few, few, width, upstream.shape[2])
+    few = query.shape[1]
     for k, v, d_k, d_v in _blocks(key, value, d_key, d_value):
-        scores, d_weights, found_key, found_value = (_room(x, k) for x in rooms)
-        weights = scores.view(query.shape[0], query.shape[1], -1)
-        d_scores = d_weights.view(weights.shape)
+        weights, d_scores = (_room(x, k, few).view(len(query), few, -1) for x in rooms[:2])
         weights.baddbmm_(query, k.mT, beta=0, alpha=scale).sub_(log_total).exp_()
-        d_v.copy_(torch.bmm(weights.mT, upstream, out=found_value))
+        found = _room(rooms[2], k, upstream.shape[2])
+        d_v.copy_(torch.bmm(weights.mT, upstream, out=found))
         torch.bmm(upstream, v.mT, out=d_scores).sub_(along).mul_(weights)
         d_query.baddbmm_(d_scores, k, alpha=scale)
-        d_k.copy_(found_key.baddbmm_(d_scores.mT, query, beta=0, alpha=scale))
+        found = _room(rooms[2], k, query.shape[2])
+        d_k.copy_(found.baddbmm_(d_scores.mT, query, beta=0, alpha=scale))
     return d_query
 
 
@@ -304,11 +308,12 @@ def rooms_for(along: Tensor, *widths: int) -> list[Tensor]:
     """
     heads, time, _ = along.shape
     length = min(_length(along), time)
-    return [along.new_empty(length, heads * x) for x in widths]
+    return [along.new_empty(length * heads * x) for x in widths]
 
 
-def _room(memory: Tensor, block: Tensor) -> Tensor:
-    """Return the beginning of it as ``[head, position, …]`` for the positions of a block."""
+def _room(memory: Tensor, block: Tensor, width: int) -> Tensor:
+    """Return the beginning of it as ``[head, position, width]`` for the positions of a block."""
     heads, time, _ = block.shape
-    used = memory if time == memory.shape[0] else memory.narrow(0, 0, time)
-    return used.view(heads, time, -1)
+    size = heads * time * width
+    used = memory if size == len(memory) else memory.narrow(0, 0, size)
+    return used.view(heads, time, width)

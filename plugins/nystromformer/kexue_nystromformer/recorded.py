@@ -117,8 +117,10 @@ class RecordedAttention(torch.autograd.Function):
         with without_autocast(upstream.device.type):  # as forward was
             d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
             d_value = joined_heads(query, value.shape[3])
+            few, width = keys.shape[2:]
+            rooms = rooms_for(query[0], few, few, max(width, value.shape[3]))
             rows = _rows(query, keys, middle, log_queries, upstream, d_query)
-            pairs = [to_few_gradients(*row, scale=scale) for row in rows]
+            pairs = [to_few_gradients(*row, rooms, scale=scale) for row in rows]
             d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
             flat = d_middle.flatten(0, 1)
@@ -128,7 +130,7 @@ class RecordedAttention(torch.autograd.Function):
             d_scores = d_scores.view(*keys.shape[:3], -1)
 
             rows = _rows(queries, key, value, pooled, log_keys, d_pooled, d_key, d_value)
-            d_queries = torch.stack([from_few_gradients(*row, scale=scale) for row in rows])
+            d_queries = torch.stack([from_few_gradients(*row, rooms, scale=scale) for row in rows])
             add_shares(d_query, d_queries + torch.matmul(d_scores, keys))
             add_shares(d_key, d_keys + torch.matmul(d_scores.mT, queries))
             return d_query, d_key, d_value, None, None, None
