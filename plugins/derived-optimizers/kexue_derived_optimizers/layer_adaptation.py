@@ -45,8 +45,6 @@ __all__ = ["LayerAdaptation", "LayerAdaptationDerivation", "with_layer_adaptatio
 T = TypeVar("T", bound=torch.optim.Optimizer)
 Clamp = tuple[float, float] | None
 
-_SHARED, _PARTS = 2**16, 32  # numbers from which threads share a norm, and in how many parts
-
 
 def as_clamp(clamp: Any) -> Clamp:
     """Return an interval of norms as a pair.
@@ -162,16 +160,16 @@ def _norms(tensors: list[Tensor]) -> Tensor:
         found = [torch.linalg.vector_norm(x, dtype=wide) for x in tensors]
         return torch.stack([norm.full_tensor() for norm in found])
     if tensors[0].device.type == "cpu":
-        return torch.stack([_norm(x, wide) for x in tensors])
+        return torch.stack([_square(x, wide) for x in tensors]).sqrt_()
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))  # noqa: SLF001
 
 
-def _norm(x: Tensor, wide: torch.dtype) -> Tensor:
-    """Return the norm of a tensor on a CPU, where torch has one thread for one number."""
-    if x.numel() >= _SHARED and x.numel() % _PARTS == 0 and x.is_contiguous():
-        x = torch.linalg.vector_norm(x.view(_PARTS, -1), dim=1, dtype=wide)
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
-    return norm
+def _square(x: Tensor, wide: torch.dtype) -> Tensor:
+    """Return ‖x‖² of a tensor on a CPU, where a dot product has all threads, and a norm has one."""
+    if x.dtype is wide and x.is_contiguous():
+        row = x.view(-1)
+        return torch.dot(row, row)
+    return torch.linalg.vector_norm(x, dtype=wide).square()
 
 
 @overload
