@@ -169,7 +169,8 @@ def _square(x: Tensor, wide: torch.dtype) -> Tensor:
     if x.dtype is wide and x.is_contiguous():
         row = x.view(-1)
         return torch.dot(row, row)
-    return torch.linalg.vector_norm(x, dtype=wide).square()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
+    return norm.square()
 
 
 @overload

@@ -30,7 +30,7 @@ from kexue_nystromformer.checks import (
     without_autocast,
 )
 from kexue_nystromformer.landmarks import Segments, even_means
-from kexue_nystromformer.pseudo_inverse import iterate_stochastic
+from kexue_nystromformer.pseudo_inverse import solve_stochastic
 from kexue_nystromformer.recorded import RecordedAttention, attend_in_blocks
 
 __all__ = ["attend", "nystrom_attention"]
@@ -171,4 +171,4 @@ def _inverted(
     with without_autocast(pooled.device.type):
         q, k, y = (x.to(exact).flatten(0, 1) for x in (queries, keys, pooled))
         matrix = torch.softmax(scale * torch.bmm(q, k.mT), -1)
-        return torch.bmm(iterate_stochastic(matrix, iterations), y).view_as(pooled).to(pooled.dtype)
+        return solve_stochastic(matrix, iterations, y).view_as(pooled).to(pooled.dtype)

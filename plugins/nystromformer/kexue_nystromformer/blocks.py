@@ -12,8 +12,8 @@ anew::
     P = softmax(S)            dS = P ∘ (dP − Σⱼ P ∘ dP)
     S = s Q Kᵀ                dQ = s dS K       dK = s dSᵀ Q
 
-Heads are ``[head, time, feature]`` here, s is any scale. Each product goes into contiguous memory, and is then copied: into anything else the batched product goes
-head by head, which takes longer.
+Heads are ``[head, time, feature]`` here, s is any scale. Each product goes into contiguous memory,
+and is then copied: into anything else the batched product goes head by head, which takes longer.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def log_totals(total: Tensor, shift: Tensor | None) -> Tensor:
     return total.log() if shift is None else total.log().add_(shift)
 
 
-def to_few(  # noqa: PLR0917 -- what goes in, and where what comes out goes
+def to_few(
     query: Tensor,
     right: Tensor,
     value: Tensor,
     out: Tensor,
-    rooms: Sequence[Tensor],
     *,
+    rooms: Sequence[Tensor],
     scale: float,
 ) -> Totals:
     """Write softmax(s Q Kᵀ) V of many queries and few keys; return Σⱼ exp(s Q Kᵀ)ⱼ.
@@ -143,8 +143,8 @@ def to_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes out
     log_total: Tensor,
     upstream: Tensor,
     d_query: Tensor,
-    rooms: Sequence[Tensor],
     *,
+    rooms: Sequence[Tensor],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of the queries of :func:`to_few`; return those of keys and values.
@@ -184,8 +184,14 @@ def softmax_gradient(d_weights: Tensor, weights: Tensor, *, out: Tensor | None =
     return gradient
 
 
-def from_few(  # noqa: PLR0917 -- what goes in, and where what comes out goes
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, room: Tensor, *, scale: float
+def from_few(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    *,
+    rooms: Sequence[Tensor],
+    scale: float,
 ) -> Totals:
     """Write softmax(s Q Kᵀ) V of few queries and many keys; return Σⱼ exp(s Q Kᵀ)ⱼ.
 
@@ -196,18 +202,18 @@ def from_few(  # noqa: PLR0917 -- what goes in, and where what comes out goes
         key: K.
         value: V.
         out: Contiguous memory, where the output goes.
-        room: From :func:`rooms_for`, for the number of queries.
+        rooms: From :func:`rooms_for`; the first one for the number of queries.
         scale: s.
     """
     many = key.shape[1] >= 4 * _length(key)  # blocks: for few it does not pay to copy
     right = query.mT.contiguous() if many else query.mT
-    total = _sums(right, key, value, scale, None, out, room)
+    total = _sums(right, key, value, scale, None, out, rooms[0])
     if _trusted(total):
         out.div_(total)
         return total, None
-    scores = (_scores(k, right, scale, room) for (k,) in _blocks(key))
+    scores = (_scores(k, right, scale, rooms[0]) for (k,) in _blocks(key))
     largest = torch.stack([x.amax(1, keepdim=True) for x in scores]).amax(0)
-    total = _sums(right, key, value, scale, largest, out, room)
+    total = _sums(right, key, value, scale, largest, out, rooms[0])
     out.div_(total)
     return total, largest.mT
 
@@ -250,8 +256,8 @@ def from_few_gradients(  # noqa: PLR0917 -- what goes in, and where what comes o
     upstream: Tensor,
     d_key: Tensor,
     d_value: Tensor,
-    rooms: Sequence[Tensor],
     *,
+    rooms: Sequence[Tensor],
     scale: float,
 ) -> Tensor:
     """Write the gradients of the keys and values of :func:`from_few`; return that of the queries.

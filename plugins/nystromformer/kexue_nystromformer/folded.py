@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from kexue_nystromformer.checks import is_free
 from kexue_nystromformer.landmarks import even_means
-from kexue_nystromformer.pseudo_inverse import iterate_stochastic
+from kexue_nystromformer.pseudo_inverse import solve_stochastic
 
 __all__ = ["attend_folded", "worth_folding"]
 
@@ -88,7 +88,7 @@ def attend_folded(
     if in_bias is not None:
         values = values + in_bias[2 * width :].view(num_heads, 1, -1)
     matrix = torch.softmax(torch.matmul(q, k.mT), -1).flatten(0, 1)
-    middle = torch.bmm(iterate_stochastic(matrix, iterations), values.flatten(0, 1))
+    middle = solve_stochastic(matrix, iterations, values.flatten(0, 1))
     from_heads = torch.unflatten(out_weight, 1, heads).permute(1, 2, 0)  # head, feature, width
     outputs = torch.matmul(middle.view_as(values), from_heads).flatten(1, 2)
 

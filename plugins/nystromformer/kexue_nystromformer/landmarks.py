@@ -56,7 +56,7 @@ def even_means(features: Tensor, num_segments: int) -> Tensor:
     short, rest = divmod(features.shape[2], num_segments)
     if not rest:
         return _equal_means(features, num_segments)
-    first, last = features.split([(num_segments - rest) * short, rest * (short + 1)], 2)
+    first, last = features.tensor_split([(num_segments - rest) * short], 2)
     return torch.cat([_equal_means(first, num_segments - rest), _equal_means(last, rest)], 2)
 
 

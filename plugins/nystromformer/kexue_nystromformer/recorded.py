@@ -31,8 +31,8 @@ from kexue_nystromformer.checks import without_autocast
 from kexue_nystromformer.landmarks import add_shares, even_landmarks
 from kexue_nystromformer.pseudo_inverse import (
     inverse_gradient,
-    iterate_stochastic,
     recorded_steps,
+    solve_stochastic,
 )
 
 __all__ = ["RecordedAttention", "attend_in_blocks"]
@@ -61,24 +61,26 @@ def _attend(
     pooled = value.new_empty(*keys.shape[:3], width)
     rooms = rooms_for(query[0], num_landmarks, width)
     rows = _rows(queries, key, value, pooled)
-    of_keys = [from_few(*row, rooms[0], scale=scale / size) for row in rows]
+    of_keys = [from_few(*row, rooms=rooms, scale=scale / size) for row in rows]
     right = keys.mT.contiguous()
     scores = query.new_empty(keys.shape[0] * keys.shape[1], num_landmarks, num_landmarks)
     factors = queries.flatten(0, 1), right.flatten(0, 1)
     matrix = torch.softmax(scores.baddbmm_(*factors, beta=0, alpha=scale / size**2), -1)
-    steps = None
+    flat = pooled.flatten(0, 1)
+    kept: list[Tensor] = []
     if recorded:
         inverse, steps = recorded_steps(matrix, iterations)
+        kept = [inverse, *steps]
+        middle = torch.bmm(inverse, flat).view_as(pooled)
     else:
-        inverse = iterate_stochastic(matrix, iterations)
-    middle = torch.bmm(inverse, pooled.flatten(0, 1)).view_as(pooled)
+        middle = solve_stochastic(matrix, iterations, flat).view_as(pooled)
     out = joined_heads(query, width)
     rows = _rows(query, right, middle, out)
-    of_queries = [to_few(*row, rooms, scale=scale / size) for row in rows]
-    if steps is None:
-        return out, size, []
-    totals = (torch.stack([log_totals(*x) for x in part]) for part in (of_keys, of_queries))
-    return out, size, [queries, keys, pooled, inverse, middle, *totals, *steps]
+    of_queries = [to_few(*row, rooms=rooms, scale=scale / size) for row in rows]
+    if recorded:
+        totals = (torch.stack([log_totals(*x) for x in part]) for part in (of_keys, of_queries))
+        kept = [queries, keys, pooled, middle, *totals, *kept]
+    return out, size, kept
 
 
 def _rows(*tensors: Tensor) -> Iterator[list[Tensor]]:
@@ -111,8 +113,8 @@ class RecordedAttention(torch.autograd.Function):
     def backward(  # noqa: D102 -- autograd's
         ctx: Any, upstream: Tensor
     ) -> tuple[Tensor | None, ...]:
-        query, key, value, queries, keys, pooled, inverse, middle, *rest = ctx.saved_tensors
-        log_keys, log_queries, *steps = rest
+        query, key, value, queries, keys, pooled, middle, *rest = ctx.saved_tensors
+        log_keys, log_queries, inverse, *steps = rest
         scale = ctx.scale / ctx.size
         with without_autocast(upstream.device.type):  # as forward was
             d_query, d_key = (joined_heads(query, x.shape[3]) for x in (query, key))
@@ -120,7 +122,7 @@ class RecordedAttention(torch.autograd.Function):
             few, width = keys.shape[2:]
             rooms = rooms_for(query[0], few, few, max(width, value.shape[3]))
             rows = _rows(query, keys, middle, log_queries, upstream, d_query)
-            pairs = [to_few_gradients(*row, rooms, scale=scale) for row in rows]
+            pairs = [to_few_gradients(*row, rooms=rooms, scale=scale) for row in rows]
             d_keys, d_middle = (torch.stack(x) for x in zip(*pairs, strict=True))
 
             flat = d_middle.flatten(0, 1)
@@ -130,7 +132,9 @@ class RecordedAttention(torch.autograd.Function):
             d_scores = d_scores.view(*keys.shape[:3], -1)
 
             rows = _rows(queries, key, value, pooled, log_keys, d_pooled, d_key, d_value)
-            d_queries = torch.stack([from_few_gradients(*row, rooms, scale=scale) for row in rows])
+            d_queries = torch.stack(
+                [from_few_gradients(*row, rooms=rooms, scale=scale) for row in rows]
+            )
             add_shares(d_query, d_queries + torch.matmul(d_scores, keys))
             add_shares(d_key, d_keys + torch.matmul(d_scores.mT, queries))
             return d_query, d_key, d_value, None, None, None

@@ -76,7 +76,7 @@ def dense_batch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, m: int, **how: An
 
 
 @pytest.mark.parametrize("num_landmarks", [1, 2, 3, 4, 5, 12])
-@pytest.mark.parametrize("how", [{}, {"iterations": 2}, {"middle": False}])
+@pytest.mark.parametrize("how", [{}, {"iterations": 2}, {"iterations": 0}, {"middle": False}])
 def test_is_the_product_of_dense_matrices(num_landmarks: int, how: dict[str, Any]) -> None:
     q, k, v = sequences(len(LENGTHS), 2, max(LENGTHS), 3)
     settings_ = {"num_landmarks": num_landmarks, "iterations": how.get("iterations", 6)}
