@@ -79,8 +79,8 @@ def _divided(features: Tensor, num_segments: int) -> Tensor:
 def even_landmarks(features: Tensor, num_segments: int) -> tuple[Tensor, int]:
     """Return the means times a number, and this number.
 
-    Where all segments have one length these are their sums: to divide them takes two hundredths of
-    the time of all attention at length 512, and the factors of what follows can do it for nothing.
+    Where all segments have one length these are their sums: dividing them takes some 2 % of the
+    time of attention at length 512, and the factors of later products do it for nothing.
     """
     length, rest = divmod(features.shape[2], num_segments)
     if rest:
