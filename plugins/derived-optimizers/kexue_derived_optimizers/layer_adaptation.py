@@ -74,6 +74,7 @@ class LayerAdaptationDerivation(Derivation):
     exclude_from_layer_adaptation: tuple[str, ...] = ()
 
     name: ClassVar[str] = "layer-adaptation"
+    scales: ClassVar[bool] = True
     fuses: ClassVar[frozenset[type]] = frozenset(
         {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD}
     )
@@ -142,35 +143,49 @@ class LayerAdaptationDerivation(Derivation):
         Args:
             batch: Parameters and their updates.
         """
-        group, rate = batch.group, batch.group["lr"]
-        of_params, of_updates = _norms(batch.params), _norms(batch.updates)
-        wanted = of_params
-        if group["layer_adaptation_clamp"] is not None:
-            least, greatest = group["layer_adaptation_clamp"]
-            wanted = of_params.clamp(least, greatest)
-        ratios = wanted * rate / (of_updates + rate * group["layer_adaptation_eps"])
-        ratios = torch.where((of_params == 0) | (of_updates == 0), 1.0, ratios)
+        if not batch.immediate:
+            batch.scale(_ratios(batch, _norms(batch.params), _norms(batch.updates)))
+            return
+        directions, factor = batch.directions
+        wide = state_dtype(batch.params[0])
+        rate, group = float(batch.group["lr"]), batch.group
+        clamp, eps = group["layer_adaptation_clamp"], rate * group["layer_adaptation_eps"]
+        ratios = []
+        for p, direction in zip(batch.params, directions, strict=True):
+            of_param, of_update = _norm(p, wide), abs(factor) * _norm(direction, wide)
+            ratio = 1.0
+            if of_param != 0 and of_update != 0:
+                wanted = of_param if clamp is None else min(max(of_param, clamp[0]), clamp[1])
+                ratio = rate * wanted / (of_update + eps)
+            ratios.append(ratio)
         batch.scale(ratios)
 
 
+def _norm(x: Tensor, wide: torch.dtype) -> float:
+    """Return ‖x‖ on a CPU, where a dot product has all threads, and a norm has one."""
+    if x.dtype is not wide or x.is_complex() or not x.is_contiguous():
+        return float(torch.linalg.vector_norm(x, dtype=wide))
+    row = x if x.ndim == 1 else x.view(-1)
+    return math.sqrt(torch.dot(row, row).item())
+
+
 def _norms(tensors: list[Tensor]) -> Tensor:
-    """Return the norms of tensors, in float32 at least; those of DTensors over all their shards."""
+    """Return norms where they are not to be waited for; those of DTensors over all shards."""
     wide = state_dtype(tensors[0])
     if distributed(tensors[0]):
         found = [torch.linalg.vector_norm(x, dtype=wide) for x in tensors]
         return torch.stack([norm.full_tensor() for norm in found])
-    if tensors[0].device.type == "cpu":
-        return torch.stack([_square(x, wide) for x in tensors]).sqrt_()
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=wide))  # noqa: SLF001
 
 
-def _square(x: Tensor, wide: torch.dtype) -> Tensor:
-    """Return ‖x‖² of a tensor on a CPU, where a dot product has all threads, and a norm has one."""
-    if x.dtype is wide and x.is_contiguous():
-        row = x.view(-1)
-        return torch.dot(row, row)
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
-    return norm.square()
+def _ratios(batch: Batch, of_params: Tensor, of_updates: Tensor) -> Tensor:
+    """Return the factors, as ``update`` does by numbers."""
+    group, rate = batch.group, batch.group["lr"]
+    wanted = of_params
+    if group["layer_adaptation_clamp"] is not None:
+        wanted = of_params.clamp(*group["layer_adaptation_clamp"])
+    ratios = rate * wanted / (of_updates + rate * group["layer_adaptation_eps"])
+    return torch.where((of_params == 0) | (of_updates == 0), 1.0, ratios)
 
 
 @overload

@@ -375,6 +375,16 @@ def test_large_tensors_move_by_their_norm(shape: tuple[int, ...]) -> None:
     assert moved.item() == pytest.approx(0.1 * before.square().sum().sqrt().item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("base", ["sgd", "adam"])
+def test_complex_tensors_move_by_their_norm(base: str) -> None:
+    p = nn.Parameter(torch.tensor([3j, 4 + 12j], dtype=torch.complex128))
+    before = p.detach().clone()
+    p.grad = torch.tensor([7 - 1j, 2 + 5j], dtype=torch.complex128)
+    derived: Any = with_layer_adaptation(base)
+    derived([p], lr=0.1).step()
+    assert (p.detach() - before).abs().square().sum().sqrt() == pytest.approx(1.3, rel=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_zero_norms_take_the_plain_step(dtype: torch.dtype) -> None:
     at_zero, still, empty = (nn.Parameter(x.to(dtype)) for x in (

@@ -200,29 +200,106 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("derive", [with_weight_decay, with_layer_adaptation])
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
+_NESTEROV = {"momentum": 0.8, "nesterov": True}
+
+
+@pytest.mark.parametrize(
+    ("derive", "options"),
+    [
+        (with_weight_decay, {}),
+        (with_weight_decay, {"momentum": 0.8}),
+        (with_layer_adaptation, _NESTEROV),
+        (with_layer_adaptation, {"maximize": True}),
+    ],
+)
 def test_sgd_takes_its_kernel_for_a_step_where_that_is_left_open(
-    derive: Callable[..., Any], momentum: float, kernels: list[int]
+    derive: Callable[..., Any], options: dict[str, Any], kernels: list[int]
 ) -> None:
     derived = derive(torch.optim.SGD)
     kernel, loop = start(torch.float64), start(torch.float64)
-    optimizer = derived(kernel, lr=0.05, momentum=momentum)
+    optimizer = derived(kernel, lr=0.05, **options)
     run(optimizer, kernel, range(9))
     assert kernels
     assert optimizer.param_groups[0]["fused"] is None
     assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0
     kernels.clear()
-    run(derived(loop, lr=0.05, momentum=momentum, foreach=False), loop, range(9))
+    run(derived(loop, lr=0.05, **options, foreach=False), loop, range(9))
     for how in ({"foreach": True}, {"fused": False}):
         own = start()
-        run(derived(own, lr=0.05, momentum=momentum, **how), own, range(2))
+        run(derived(own, lr=0.05, **options, **how), own, range(2))
     half = start(torch.bfloat16)
-    run(derived(half, lr=0.05, momentum=momentum), half, range(2))
+    run(derived(half, lr=0.05, **options), half, range(2))
     own = start()
     run(derive(torch.optim.SGD)([{"params": own, "foreach": True}], lr=0.05), own, range(2))
     assert not kernels
     torch.testing.assert_close(kernel, loop, rtol=1e-10, atol=1e-12)
+
+
+_RATE = torch.tensor(0.05, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("how", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, True),
+        ({"weight_decay": 0.1}, False),
+        ({"maximize": True}, False),
+        ({"momentum": 0.8}, True),
+        ({"momentum": 0.8, "weight_decay": 0.1}, True),
+        ({"momentum": 0.8, "lr": _RATE}, True),
+        ({"momentum": 0.8, "dampening": 0.3}, False),
+        ({"momentum": 0.8, "maximize": True}, False),
+        (_NESTEROV, False),
+    ],
+    ids=str,
+)
+def test_layer_adaptation_takes_updates_where_sgd_keeps_them(
+    options: dict[str, Any], kept: bool, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGD itself is not asked to step then. All is as SGD's own steps, cut to their length."""
+    large = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in (30000, 20000)]
+    own, plain = ([*start(torch.float64), *map(nn.Parameter, copy.deepcopy(large))] for _ in "ab")
+    given = {"lr": 0.05, **options}
+    optimizer = with_layer_adaptation(torch.optim.SGD)(own, **given, **how)
+    peer = torch.optim.SGD(plain, **given)
+    step: Any = torch.optim.SGD.step
+    asked: list[bool] = []
+
+    def told(self: torch.optim.Optimizer) -> None:
+        asked.extend(p.grad is not None for group in self.param_groups for p in group["params"])
+        step(self)
+
+    for t in range(9):
+        before = copy.deepcopy(plain)
+        run(peer, plain, range(t, t + 1))
+        for p, old in zip(plain, before, strict=True):
+            update, length = p.data - old.data, old.data.norm()
+            if update.norm() > 0:
+                p.data = old.data + 0.05 * length * update / update.norm()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.SGD, "step", told)
+            run(optimizer, own, range(t, t + 1))
+    assert any(asked) is not kept
+    torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-11)
+    for p, q in zip(own, plain, strict=True):
+        assert optimizer.state[p].keys() == peer.state[q].keys()
+        for name, value in optimizer.state[p].items():
+            torch.testing.assert_close(value, peer.state[q][name], rtol=1e-9, atol=1e-11)
+
+
+def test_updates_that_sgd_keeps_are_not_written_to() -> None:
+    """Where decay comes after layer adaptation, in the same group or in another one."""
+    own, plain = start(torch.float64), start(torch.float64)
+    derived: Any = with_weight_decay(with_layer_adaptation(torch.optim.SGD), weight_decay_rate=0.1)
+    groups = [{"params": own[:2]}, {"params": own[2:], "weight_decay_rate": 0.0}]
+    optimizer = derived(groups, lr=0.05, momentum=0.8)
+    peer = torch.optim.SGD(plain, lr=0.05, momentum=0.8)
+    for o, params in ((optimizer, own), (peer, plain)):
+        run(o, params, range(9))
+    for p, q in zip(own, plain, strict=True):
+        found, wanted = (o.state[x]["momentum_buffer"] for o, x in ((optimizer, p), (peer, q)))
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from kexue_lookahead.bases import reads_parameters, steps_apart
 from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, local
+from kexue_lookahead.fusing import fused_step
+from kexue_lookahead.kept import keeps_updates, lend_updates
 
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
@@ -31,6 +33,7 @@ Planned = tuple[Batch, list[Derivation]]
 
 _CACHED = 2**21  # numbers that a CPU works on at once, where it passes over them several times
 _ALIGNED = 64  # bytes
+_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def step_through(optimizer: DerivedOptimizer, planned: list[Planned]) -> None:
@@ -43,16 +46,25 @@ def step_through(optimizer: DerivedOptimizer, planned: list[Planned]) -> None:
     apart = steps_apart(optimizer.derived_from)
     together: list[Planned] = []
     walked: list[Planned] = []
+    kept: list[Planned] = []
     for batch, chain in planned:
-        plan = walked if apart and _plain(batch.params) else together
-        plan += [(part, chain) for part in _parts(batch)]
+        if apart and _plain(batch.params):
+            if keeps_updates(optimizer, batch, chain):
+                kept.append((batch, chain))
+            else:
+                walked += [(part, chain) for part in _parts(batch)]
+        else:
+            together += [(part, chain) for part in _parts(batch)]
+    for batch, chain in kept:
+        for part in lend_updates(batch):
+            _finish(part, chain)
     groups = optimizer.param_groups
     try:
         for bucket in _buckets(walked):
             params = [p for batch, _ in bucket for p in batch.params]
             optimizer.param_groups = [{**bucket[0][0].group, "params": params}]
             _pass(optimizer, bucket)
-        optimizer.param_groups = _without(groups, walked)
+        optimizer.param_groups = _without(groups, kept + walked)
         if optimizer.param_groups:
             _pass(optimizer, together)
     finally:
@@ -64,23 +76,28 @@ def _pass(optimizer: DerivedOptimizer, planned: list[Planned]) -> None:
     with _captured(optimizer, [batch for batch, _ in planned]):
         base_step(optimizer)
     for batch, chain in planned:
-        for derivation in chain:
-            derivation.update(batch)
-        batch.move()
+        _finish(batch, chain)
 
 
-def _without(groups: list[Group], walked: list[Planned]) -> list[Group]:
+def _finish(batch: Batch, chain: list[Derivation]) -> None:
+    """Pass the updates of a batch, and move its parameters."""
+    for derivation in chain:
+        derivation.update(batch)
+    batch.move()
+
+
+def _without(groups: list[Group], stepped: list[Planned]) -> list[Group]:
     """Return what is left of the groups."""
-    if not walked:
+    if not stepped:
         return groups
-    gone = {id(p) for batch, _ in walked for p in batch.params}  # a Tensor's hash takes longer
+    gone = {id(p) for batch, _ in stepped for p in batch.params}  # a Tensor's hash takes longer
     left = [{**g, "params": [p for p in g["params"] if id(p) not in gone]} for g in groups]
     return [group for group in left if group["params"]]
 
 
 def _plain(params: list[Tensor]) -> bool:
     """Whether tensors are on a CPU, and of no class of their own, so that memory can be theirs."""
-    return all(p.device.type == "cpu" and type(p.data) is Tensor for p in params)
+    return all(p.is_cpu and (type(p) in _TYPES or type(p.data) is Tensor) for p in params)
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
@@ -146,9 +163,9 @@ def _captured(optimizer: DerivedOptimizer, planned: list[Batch]) -> Iterator[Non
             torch._foreach_sub_(stand_ins, data)
         found = iter(stand_ins)
         for batch in stood_for:
-            batch.updates.extend(itertools.islice(found, len(batch.params)))
+            batch.receive(itertools.islice(found, len(batch.params)))
         for batch, old in themselves:
-            batch.updates.extend(torch._foreach_sub(batch.params, old))  # noqa: SLF001
+            batch.receive(torch._foreach_sub(batch.params, old))  # noqa: SLF001
             # torch has no _foreach_copy_ of DTensors
             torch._foreach_copy_([local(p) for p in batch.params], [local(k) for k in old])
 
@@ -206,7 +223,8 @@ def base_step(optimizer: DerivedOptimizer) -> None:
             aside[p] = dict(state)
             state.clear()
     try:
-        _unhooked(optimizer.derived_from)(optimizer)
+        with fused_step(optimizer):
+            _unhooked(optimizer.derived_from)(optimizer)
     finally:
         for p, mine in aside.items():
             optimizer.state[p].update(mine)

@@ -38,11 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Derivation", "batches", "distributed", "local", "matching"]
 
+_WHOLE = {Tensor, torch.nn.Parameter}  # asking these for what they lack takes time
+
 Group = dict[str, Any]
 """One of ``optimizer.param_groups``."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Batch:
     """Parameters of one group that are worked on together: one device, type and set of derivations.
 
@@ -59,7 +61,25 @@ class Batch:
     group: Group
     params: list[Tensor]
     _updates: list[Tensor] = dataclasses.field(default_factory=list, init=False)
-    _factors: list[Tensor] = dataclasses.field(default_factory=list, init=False)
+    _common: float | None = dataclasses.field(default=None, init=False)  # of borrowed updates
+    _factors: Tensor | Sequence[float] | None = dataclasses.field(default=None, init=False)
+
+    def receive(self, updates: Iterable[Tensor]) -> None:
+        """Take the base's updates.
+
+        Args:
+            updates: They, in the order of the parameters; theirs from now on.
+        """
+        self._updates = list(updates)
+
+    def borrow(self, directions: Iterable[Tensor], factor: float) -> None:
+        """Take the base's updates where it keeps them itself, up to a factor.
+
+        Args:
+            directions: Tensors d of the base, in the order of the parameters.
+            factor: The number c of u = c d.
+        """
+        self._updates, self._common = list(directions), factor
 
     @property
     def updates(self) -> list[Tensor]:
@@ -67,35 +87,53 @@ class Batch:
 
         Empty in ``directly``.
         """
-        if self._factors:
-            factors = list(self._factors.pop().unbind())
-            torch._foreach_mul_([local(u) for u in self._updates], factors)
+        if self._common is not None:
+            found = torch._foreach_mul(self._updates, self._common)  # noqa: SLF001
+            self._updates, self._common = list(found), None
+        if self._factors is not None:
+            factors, self._factors = self._factors, None
+            each: Any = factors.unbind() if isinstance(factors, Tensor) else factors
+            torch._foreach_mul_([local(u) for u in self._updates], list(each))
         return self._updates
+
+    @property
+    def directions(self) -> tuple[list[Tensor], float]:
+        """Tensors d and a number c, so that u = c d; not to be changed."""
+        if self._factors is None and self._common is not None:
+            return self._updates, self._common
+        return self.updates, 1.0
+
+    @property
+    def immediate(self) -> bool:
+        """Whether numbers are had of its tensors without waiting: on a CPU, and not of DTensors."""
+        return self.params[0].is_cpu and not distributed(self.params[0])
 
     @property
     def grads(self) -> list[Tensor]:
         """The gradients of the parameters, in their order."""
         return [p.grad for p in self.params if p.grad is not None]
 
-    def scale(self, factors: Tensor) -> None:
+    def scale(self, factors: Tensor | Sequence[float]) -> None:
         """Multiply each update by a factor of its own: at once, if anybody looks at it again.
 
         Args:
-            factors: They, of shape ``[params]``.
+            factors: They, one for each parameter; numbers, or a tensor of shape ``[params]``.
         """
-        self.updates  # noqa: B018  # applies earlier ones
-        self._factors.append(factors)
+        if self._factors is not None:
+            self.updates  # noqa: B018  # applies them
+        self._factors = factors
 
     def move(self) -> None:
         """Add the updates to the parameters."""
-        first = self.params[0]
-        if not self._factors or first.device.type != "cpu" or distributed(first):
+        if not self.immediate or (self._factors is None and self._common is None):
             torch._foreach_add_(self.params, self.updates)
             return
-        # where numbers are had without waiting, one pass scales and adds
-        factors = self._factors.pop().tolist()
+        # one pass scales and adds
+        common = 1.0 if self._common is None else self._common
+        factors = [1.0] * len(self.params) if self._factors is None else self._factors
+        factors = factors.tolist() if isinstance(factors, Tensor) else factors
         for p, update, factor in zip(self.params, self._updates, factors, strict=True):
-            p.add_(update, alpha=factor)
+            p.add_(update, alpha=common * factor)
 
 
 class Derivation:
@@ -122,6 +160,10 @@ class Derivation:
     direct: ClassVar[bool] = False
     """Whether ``directly``, before the base's step, is the same as ``update`` where nothing but
     such derivations works on the parameter and the base does not read it."""
+
+    scales: ClassVar[bool] = False
+    """Whether ``update`` reads ``directions`` of a batch and changes them by ``scale`` alone, so
+    that they may be memory of the base."""
 
     fuses: ClassVar[frozenset[type]] = frozenset()
     """The bases that take their fused kernel for it where that is left open: what passes over
@@ -302,7 +344,7 @@ def distributed(tensor: Tensor) -> bool:
     Args:
         tensor: The tensor.
     """
-    return hasattr(tensor, "placements")
+    return type(tensor) not in _WHOLE and hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from torch import Tensor
 from kexue_lookahead.bases import reads_parameters
 from kexue_lookahead.captured import Planned, base_step, step_through
 from kexue_lookahead.derivation import Derivation, batches
-from kexue_lookahead.fusing import fused_step
 
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
@@ -37,7 +37,7 @@ def take_step(optimizer: DerivedOptimizer) -> None:
             return
         for derivation in derivations:
             derivation.begin(optimizer)
-        with _scheduled(optimizer), fused_step(optimizer):
+        with _scheduled(optimizer):
             _update(optimizer)
         for derivation in derivations:
             derivation.end(optimizer)
@@ -82,14 +82,13 @@ def _planned(optimizer: DerivedOptimizer) -> tuple[list[Planned], list[Planned]]
     plans: tuple[list[Planned], list[Planned]] = ([], [])
     for group in optimizer.param_groups:
         chosen = [d.selects(optimizer, group) for d in changing]
-        chains: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-        for i, p in enumerate(group["params"]):
-            chain = tuple(n for n, selected in enumerate(chosen) if selected[i])
-            if chain and p.grad is not None and p.numel():
-                chains[chain].append(p)
+        chains: dict[tuple[bool, ...], list[Tensor]] = defaultdict(list)
+        for p, *chain in zip(group["params"], *chosen, strict=True):
+            if any(chain) and p.grad is not None and p.numel():
+                chains[tuple(chain)].append(p)
         reads = reads_parameters(optimizer.derived_from, group)
-        for chain, params in chains.items():
-            along = [changing[n] for n in chain]
+        for selected, params in chains.items():
+            along = list(itertools.compress(changing, selected))
             plan = plans[reads or not all(d.direct for d in along)]
             plan += [(batch, along) for batch in batches(optimizer, group, params)]
     return plans

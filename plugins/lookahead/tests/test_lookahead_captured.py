@@ -22,6 +22,7 @@ class Twice(Derivation):
     """Multiplies updates by 2, whenever they are looked at."""
 
     name: ClassVar[str] = "twice"
+    scales: ClassVar[bool] = True
 
     def update(self, batch: Batch) -> None:
         batch.scale(torch.full((len(batch.params),), 2.0))
@@ -32,6 +33,7 @@ class Thrice(Derivation):
     """Multiplies updates by 3."""
 
     name: ClassVar[str] = "thrice"
+    scales: ClassVar[bool] = True
 
     def update(self, batch: Batch) -> None:
         batch.scale(torch.full((len(batch.params),), 3.0, dtype=torch.float64))
@@ -128,6 +130,101 @@ def test_a_base_that_fails_leaves_the_rest() -> None:
     assert len(groups[0]["params"]) == len(own)
     assert [p.data_ptr() for p in own] == memory
     assert [torch.equal(p, q) for p, q in zip(own, before, strict=True)] == [False] * 2 + [True] * 4
+
+
+@dataclass(frozen=True)
+class Double(Derivation):
+    """Multiplies updates by 2, by the numbers of their directions."""
+
+    name: ClassVar[str] = "double"
+    scales: ClassVar[bool] = True
+
+    def update(self, batch: Batch) -> None:
+        directions, factor = batch.directions
+        norms = [float(abs(factor) * d.norm() / d.numel() ** 0.5) for d in directions]
+        batch.scale([8 * norm for norm in norms])
+
+
+@dataclass(frozen=True)
+class Careless(Derivation):
+    """Says that it only scales, and writes to updates."""
+
+    name: ClassVar[str] = "careless"
+    scales: ClassVar[bool] = True
+
+    def update(self, batch: Batch) -> None:
+        torch._foreach_add_(batch.updates, 1.0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("how", [{}, {"foreach": False}], ids=str)
+def test_what_the_base_keeps_stays_its_own(momentum: float, how: dict[str, Any]) -> None:
+    """Of u = −1/4; Double multiplies by 8 |u|, which is 2 where nothing has been before it."""
+    for chain, wanted in (
+        ((Double(),), -0.5),
+        ((Double(), Thrice()), -1.5),
+        ((Thrice(), Double()), -8 * 0.75 * 0.75),
+        ((Double(), Careless()), 0.5),
+        ((Careless(), Double()), 8 * 0.75 * 0.75),
+        ((Careless(),), 0.75),
+    ):
+        own = [nn.Parameter(torch.ones(n)) for n in (3, 2**14 + 1, 5)]
+        for p in own:
+            p.grad = torch.ones_like(p)
+        optimizer = derive("sgd", *chain)(own, lr=0.25, momentum=momentum, **how)
+        optimizer.step()
+        for p in own:
+            torch.testing.assert_close(p.detach(), torch.full_like(p, 1 + wanted))
+            assert p.grad is not None
+            assert torch.equal(p.grad, torch.ones_like(p))
+            buffer = optimizer.state[p].get("momentum_buffer")
+            assert momentum == 0 or torch.equal(buffer, torch.ones_like(p))
+
+
+class Signs(torch.optim.SGD):
+    """Another optimizer, which only has the options of SGD."""
+
+    reads_parameters = False
+    steps_apart = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        del closure
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign(), alpha=group["lr"])
+
+
+def test_updates_of_other_optimizers_are_not_taken_for_those_of_sgd() -> None:
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.full((3,), 7.0)
+    derive(Signs, Twice())([p], lr=0.25, momentum=0.5).step()
+    assert torch.equal(p, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sparse_gradients_pass_derivations_that_scale(momentum: float) -> None:
+    found = []
+    for sparse in (False, True):
+        table = nn.Parameter(torch.ones(5, 2))
+        optimizer = derive("sgd", Twice())([table], lr=0.25, momentum=momentum)
+        for row in (1, 3, 1):
+            gradient = torch.zeros(5, 2)
+            gradient[row] = 0.5
+            table.grad = gradient.to_sparse(1) if sparse else gradient
+            optimizer.step()
+        found.append(table.detach())
+    torch.testing.assert_close(*found)
+
+
+def test_sparse_gradients_with_an_l2_term_are_refused_before_anything_is_kept() -> None:
+    table = nn.Parameter(torch.ones(5, 2))
+    table.grad = torch.ones(5, 2).to_sparse(1)
+    optimizer = derive("sgd", Twice())([table], lr=0.25, momentum=0.5, weight_decay=0.1)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert torch.equal(table, torch.ones(5, 2))
+    assert not optimizer.state[table].get("momentum_buffer")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
