@@ -12,16 +12,18 @@ Lookahead: 16 every k-th step. A window of k: 12 per call. Layer adaptation has 
 before it scales it. On a CPU it walks buckets of 2 M numbers, or one tensor, with one u for all,
 which stays in a cache: beside Adam's own 20 bytes (its θ is u) θ is read and written, 28 in all, as
 many as Adam's. Bytes are not what it waits for then: clearing u, two norms and the scaled sum are
-as many numbers from the cache, and take longer than Adam. Around SGD with momentum the cheapest of
-torch's operations that do it (a sum into the buffer, two dot products, a sum into θ) already take
-1.25 times what SGD takes. Peak memory beyond the base's stands in
-the case, 99 MB being one number for each: u of a bucket for layer adaptation, the sums of a window,
-the slow weights.
+as many numbers from the cache, and take longer than Adam. Around SGD with momentum u is SGD's
+buffer: one tensor after the other, a sum into it, two dot products, a sum into θ, which reads and
+writes what SGD does, 20 bytes; torch's operations for it, called one by one on tensors at hand, are
+a row of their own. Weight decay multiplies θ where that is read anyway. Peak memory beyond the
+base's stands in the case, 99 MB being one number for each: u of a bucket for layer adaptation, the
+sums of a window, the slow weights.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -82,6 +84,13 @@ def rows(*, quick: bool = False) -> Iterator[Row]:
         yield compare("AdamWLR", f"{how}: {size}", ours, adamw, peer_name=peer_name, **settings)
     options = {"momentum": 0.9}
     yield from _derived(_SGD, "SGD with momentum", "default", options, shapes, size, settings)
+    ours, plain = (_stepper(shapes, b, **options) for b in (with_layer_adaptation(_SGD), _SGD))
+    bare = _bare(shapes, options["momentum"])
+    peer_name = "its operations on SGD's buffers, one by one"
+    yield compare("with_layer_adaptation", size, ours, bare, peer_name=peer_name, **settings)
+    case = f"those operations: {size}"
+    peer_name = "torch.optim.SGD with momentum, default"
+    yield compare("with_layer_adaptation", case, bare, plain, peer_name=peer_name, **settings)
     try:
         peers = importlib.import_module("pytorch_optimizer")
     except ImportError:
@@ -141,6 +150,23 @@ def _cycle(
 ) -> Callable[[], object]:
     """Return the first steps, in which all memory is taken."""
     return partial(_repeat, _stepper(shapes, make, **options), calls)
+
+
+def _bare(shapes: list[tuple[int, ...]], momentum: float) -> Callable[[], object]:
+    """Return the steps of layer adaptation over SGD, without any optimizer around them."""
+    optimizer: Any = _stepper(shapes, torch.optim.SGD, momentum=momentum)
+    optimizer()
+    own = optimizer.__self__
+    params = own.param_groups[0]["params"]
+    rows = [(p.grad, own.state[p]["momentum_buffer"], p.detach()) for p in params]
+
+    def step() -> None:
+        for grad, buffer, p in rows:
+            torch.add(grad, buffer, alpha=momentum, out=buffer)
+            squares = [torch.dot(x.view(-1), x.view(-1)).item() for x in (buffer, p)]
+            p.add_(buffer, alpha=-_RATE * math.sqrt(squares[1] / squares[0]))
+
+    return step
 
 
 def _stepper(shapes: list[tuple[int, ...]], make: Make, **settings: Any) -> Callable[[], object]:

@@ -74,6 +74,7 @@ class LayerAdaptationDerivation(Derivation):
     exclude_from_layer_adaptation: tuple[str, ...] = ()
 
     name: ClassVar[str] = "layer-adaptation"
+    remembers: ClassVar[bool] = False
     scales: ClassVar[bool] = True
     fuses: ClassVar[frozenset[type]] = frozenset(
         {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD}
@@ -115,7 +116,10 @@ class LayerAdaptationDerivation(Derivation):
             ArgumentError: If there are any.
         """
         for group in optimizer.param_groups:
-            for p, selected in zip(group["params"], self.selects(optimizer, group), strict=True):
+            params = group["params"]
+            if all(p.grad is None or p.grad.layout is torch.strided for p in params):
+                continue
+            for p, selected in zip(params, self.selects(optimizer, group), strict=True):
                 if selected and p.grad is not None and p.grad.layout is not torch.strided:
                     raise ArgumentError(
                         "The gradients of `params` must be dense for layer adaptation. Found "

@@ -115,6 +115,7 @@ class PiecewiseLinearLRDerivation(Derivation):
     lr_schedule_offset: int = 0
 
     name: ClassVar[str] = "piecewise-linear-lr"
+    remembers: ClassVar[bool] = False
     counters: ClassVar[tuple[str, ...]] = (_STEP,)
 
     def check(self, options: Mapping[str, Any]) -> None:

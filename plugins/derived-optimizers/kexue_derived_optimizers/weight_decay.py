@@ -50,6 +50,7 @@ class WeightDecayDerivation(Derivation):
     exclude_from_weight_decay: tuple[str, ...] = ()
 
     name: ClassVar[str] = "weight-decay"
+    remembers: ClassVar[bool] = False
     direct: ClassVar[bool] = True
     fuses: ClassVar[frozenset[type]] = frozenset({torch.optim.SGD})
 

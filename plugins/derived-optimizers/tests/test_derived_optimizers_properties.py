@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,9 +208,11 @@ _NESTEROV = {"momentum": 0.8, "nesterov": True}
     ("derive", "options"),
     [
         (with_weight_decay, {}),
-        (with_weight_decay, {"momentum": 0.8}),
+        (with_weight_decay, _NESTEROV),
         (with_layer_adaptation, _NESTEROV),
         (with_layer_adaptation, {"maximize": True}),
+        (partial(with_lookahead, slow_steps=100), {}),  # which mixes by that kernel, too
+        (partial(with_lookahead, slow_steps=100), {"momentum": 0.8}),
     ],
 )
 def test_sgd_takes_its_kernel_for_a_step_where_that_is_left_open(
@@ -307,6 +310,7 @@ def test_updates_that_sgd_keeps_are_not_written_to() -> None:
     [
         (with_weight_decay, {"weight_decay_rate": 0.0}),
         (with_layer_adaptation, {"layer_adaptation": False}),
+        (with_lookahead, {"slow_step_size": 1.0}),
     ],
 )
 def test_sgd_keeps_its_loop_where_nothing_is_derived(

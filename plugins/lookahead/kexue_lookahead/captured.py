@@ -1,7 +1,8 @@
 """How the updates of a base are had: it steps stand-ins; see :mod:`kexue_lookahead.phases`.
 
 A base that does not read its parameters steps from 0, so that what is there afterwards is the
-update u, exactly; any other one from θ, and u is the difference.
+update u, exactly; any other one from θ, and u is the difference. SGD keeps u itself, see
+:mod:`kexue_lookahead.kept`.
 
 On a CPU, a base that can step some of its parameters alone walks them in buckets. The stand-ins of
 a bucket are in the memory of those before, so that it is a bucket that it takes, not a model, and
@@ -36,28 +37,37 @@ _ALIGNED = 64  # bytes
 _TYPES = {Tensor, torch.nn.Parameter}
 
 
-def step_through(optimizer: DerivedOptimizer, planned: list[Planned]) -> None:
+def step_through(
+    optimizer: DerivedOptimizer, direct: list[Planned], through: list[Planned]
+) -> None:
     """Let the base step, and pass its updates through derivations.
 
     Args:
         optimizer: The optimizer.
-        planned: What is to pass; all other parameters take the step of the base.
+        direct: What derivations change before the base's step.
+        through: What is to pass; all other parameters take the step of the base.
     """
     apart = steps_apart(optimizer.derived_from)
     together: list[Planned] = []
     walked: list[Planned] = []
     kept: list[Planned] = []
-    for batch, chain in planned:
-        if apart and _plain(batch.params):
-            if keeps_updates(optimizer, batch, chain):
-                kept.append((batch, chain))
-            else:
-                walked += [(part, chain) for part in _parts(batch)]
+    for batch, chain in direct:
+        if _plain(batch.params) and keeps_updates(optimizer, batch):
+            kept.append((batch, chain))
+            for part in lend_updates(batch):
+                _change(part, chain)
+                part.move()
         else:
+            _change(batch, chain)
+    for batch, chain in through:
+        if not (apart and _plain(batch.params)):
             together += [(part, chain) for part in _parts(batch)]
-    for batch, chain in kept:
-        for part in lend_updates(batch):
-            _finish(part, chain)
+        elif all(d.scales for d in chain) and keeps_updates(optimizer, batch):
+            kept.append((batch, chain))
+            for part in lend_updates(batch):
+                _finish(part, chain)
+        else:
+            walked += [(part, chain) for part in _parts(batch)]
     groups = optimizer.param_groups
     try:
         for bucket in _buckets(walked):
@@ -77,6 +87,12 @@ def _pass(optimizer: DerivedOptimizer, planned: list[Planned]) -> None:
         base_step(optimizer)
     for batch, chain in planned:
         _finish(batch, chain)
+
+
+def _change(batch: Batch, chain: list[Derivation]) -> None:
+    """Change the parameters of a batch directly."""
+    for derivation in chain:
+        derivation.directly(batch)
 
 
 def _finish(batch: Batch, chain: list[Derivation]) -> None:
@@ -215,11 +231,11 @@ def base_step(optimizer: DerivedOptimizer) -> None:
     Args:
         optimizer: The optimizer; its groups are stepped.
     """
-    prefixes = tuple(f"{d.name}." for d in optimizer.derivations)
+    prefixes = tuple(f"{d.name}." for d in optimizer.derivations if d.remembers)
     aside: dict[Tensor, dict[str, Any]] = {}
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
+    for p in (p for group in optimizer.param_groups for p in group["params"] if prefixes):
         state = optimizer.state.get(p)
-        if state and all(isinstance(key, str) and key.startswith(prefixes) for key in state):
+        if state and all(str(key).startswith(prefixes) for key in reversed(state)):
             aside[p] = dict(state)
             state.clear()
     try:

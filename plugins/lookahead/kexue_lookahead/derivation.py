@@ -154,6 +154,9 @@ class Derivation:
     counters: ClassVar[tuple[str, ...]] = ()
     """Entries of every parameter group that start at 0 and go with the ``state_dict``."""
 
+    remembers: ClassVar[bool] = True
+    """Whether it remembers anything of a parameter."""
+
     mixin: ClassVar[type | None] = None
     """A class whose methods the derived optimizer gets."""
 

@@ -116,9 +116,10 @@ def _kernel(optimizer: DerivedOptimizer, group: Group) -> bool | None:
     """Return whether the kernel is taken: where it was asked for, or is open and wanted."""
     asked: bool | None = group["fused"]
     sgd = torch.optim.SGD
-    if asked is None and optimizer.derived_from is sgd and may_fuse(group):
+    if asked is None and optimizer.derived_from is sgd:
         reasons = [d for d in optimizer.derivations if sgd in d.fuses]
-        asked = any(any(d.selects(optimizer, group)) for d in reasons) or None
+        wanted = any(any(d.selects(optimizer, group)) for d in reasons)
+        asked = (wanted and may_fuse(group)) or None
     if not asked:
         return asked
     moved = [p for p in group["params"] if p.grad is not None]

@@ -8,19 +8,19 @@ Symbols: g gradient, m buffer, μ momentum, λ the L2 term of SGD, γ learning r
     m ← μm + g + λθ       u = −γm          with momentum
                           u = −γg          without, where λ = 0
 
-A derivation that only scales needs no stand-ins then, and no memory: what is left are SGD's own
-passes, one for m and one for θ, on a CPU of one large parameter after the other, while it is in the
-cache.
+A derivation that only scales u, or that changes θ itself, needs no stand-ins then, and no memory.
+What is left are SGD's own passes, one for m and one for θ, on a CPU of one large parameter after
+the other, while it is in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from kexue_lookahead.derivation import Batch, Derivation
+from kexue_lookahead.derivation import Batch
 
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
@@ -31,18 +31,16 @@ _BUFFER = "momentum_buffer"
 _SMALL = 2**14  # numbers that take no longer than what there is to do for each batch
 
 
-def keeps_updates(optimizer: DerivedOptimizer, batch: Batch, chain: Iterable[Derivation]) -> bool:
-    """Return whether updates are what the base keeps, and nobody is going to write to them.
+def keeps_updates(optimizer: DerivedOptimizer, batch: Batch) -> bool:
+    """Return whether updates are what the base keeps; nobody may write to them then.
 
     Args:
         optimizer: The optimizer.
         batch: Parameters on a CPU, whose gradients are there.
-        chain: What changes their updates.
     """
     group = batch.group
     return (
         optimizer.derived_from is torch.optim.SGD
-        and all(derivation.scales for derivation in chain)
         and not (group["dampening"] or group["nesterov"] or group["maximize"])
         and (group["momentum"] != 0 or group["weight_decay"] == 0)
         and all(grad.layout is torch.strided for grad in batch.grads)

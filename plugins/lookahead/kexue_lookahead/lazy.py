@@ -47,6 +47,7 @@ class LazyDerivation(Derivation):
     lazy_state: State = "decay"
 
     name: ClassVar[str] = "lazy"
+    remembers: ClassVar[bool] = False
     mixin: ClassVar[type | None] = TouchedRows
 
     def check(self, options: Mapping[str, Any]) -> None:

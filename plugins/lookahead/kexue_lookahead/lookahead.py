@@ -26,7 +26,7 @@ https://arxiv.org/abs/1907.08610.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, overload
@@ -111,6 +111,7 @@ class LookaheadDerivation(Derivation):
 
     name: ClassVar[str] = "lookahead"
     counters: ClassVar[tuple[str, ...]] = (_POSITION,)
+    fuses: ClassVar[frozenset[type]] = frozenset({torch.optim.SGD})
     mixin: ClassVar[type | None] = SlowWeights
 
     def check(self, options: Mapping[str, Any]) -> None:
@@ -140,6 +141,16 @@ class LookaheadDerivation(Derivation):
             ArgumentError: Within ``slow_weights``.
         """
         _check_outside(optimizer)
+
+    def selects(self, optimizer: DerivedOptimizer, group: Group) -> Sequence[bool]:
+        """Return which parameters will not be where the base alone would have them.
+
+        Args:
+            optimizer: The optimizer.
+            group: One of its groups.
+        """
+        del optimizer
+        return [group["slow_step_size"] < 1] * len(group["params"])
 
     def begin(self, optimizer: DerivedOptimizer) -> None:
         """Keep θ as φ where there is none yet.

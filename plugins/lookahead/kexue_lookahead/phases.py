@@ -69,11 +69,7 @@ def _update(optimizer: DerivedOptimizer) -> None:
     if not any(d.changes_updates() for d in optimizer.derivations):
         base_step(optimizer)
         return
-    direct, through = _planned(optimizer)
-    for batch, chain in direct:
-        for derivation in chain:
-            derivation.directly(batch)
-    step_through(optimizer, through)
+    step_through(optimizer, *_planned(optimizer))
 
 
 def _planned(optimizer: DerivedOptimizer) -> tuple[list[Planned], list[Planned]]:
@@ -83,9 +79,9 @@ def _planned(optimizer: DerivedOptimizer) -> tuple[list[Planned], list[Planned]]
     for group in optimizer.param_groups:
         chosen = [d.selects(optimizer, group) for d in changing]
         chains: dict[tuple[bool, ...], list[Tensor]] = defaultdict(list)
-        for p, *chain in zip(group["params"], *chosen, strict=True):
-            if any(chain) and p.grad is not None and p.numel():
-                chains[tuple(chain)].append(p)
+        for p, chain in zip(group["params"], zip(*chosen, strict=True), strict=True):
+            if p.grad is not None and any(chain) and p.numel():
+                chains[chain].append(p)
         reads = reads_parameters(optimizer.derived_from, group)
         for selected, params in chains.items():
             along = list(itertools.compress(changing, selected))
