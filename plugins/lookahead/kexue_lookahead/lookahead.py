@@ -252,6 +252,9 @@ def with_lookahead(
     are mixed like the others. Whoever changes the parameters between two steps by hand (not through
     ``load_state_dict`` of model and optimizer) finds them mixed with the old slow ones.
 
+    Below it SGD takes torch's fused kernel where it can, unless ``foreach`` or ``fused`` is given
+    or α is 1.
+
     Args:
         base: A class of optimizers, the name of one (``"adam"``), or an optimizer, which becomes a
             derived one in place.
