@@ -117,12 +117,25 @@ def test_all_kinds_of_models_can_be_paired() -> None:
     ]
     with torch.no_grad():
         found = [bidirectional_beam_search(pair, PROMPT, **options) for pair in pairs]
-    for other in found[1:]:
-        assert other.tolist() == found[0].tolist()
-        torch.testing.assert_close(other.scores, found[0].scores)
-    # Twins agree, and of equals the one from the left is taken.
-    assert not found[0].from_right.any()
-    assert [turned(row) for row in texts(found[0].left)] == texts(found[0].right)
+    # Twins agree: which of the two is taken is left to the last bits of the models.
+    for pair in found:
+        assert texts(pair.left) == texts(found[0].left)
+        assert texts(pair.right) == [turned(row) for row in texts(found[0].left)]
+        for side in (pair, pair.left, pair.right):
+            torch.testing.assert_close(side.scores, found[0].scores)
+
+
+def test_of_equals_the_one_from_the_left_is_taken() -> None:
+    table = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+    def bigram(ids: Tensor) -> Tensor:
+        return table[ids]
+
+    pair = TwoModels(bigram, bigram, end_id=END)
+    found = bidirectional_beam_search(pair, PROMPT, mask=MASK, width=3, max_new_tokens=8)
+    assert torch.equal(found.left.scores, found.right.scores)
+    assert not found.from_right.any()
+    assert texts(found) == texts(found.left) != texts(found.right)
 
 
 def test_rows_do_not_see_each_other() -> None:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kexue.core.interfaces.base import Contract
@@ -18,6 +19,8 @@ Target = int | tuple[int, ...] | Sequence[int] | Sequence[tuple[int, ...]] | Ten
 
 Baseline = float | Tensor | tuple[float | Tensor, ...]
 """What the inputs are compared with; a tuple where a model takes several inputs."""
+
+_ROUNDINGS = 64  # of a model, after which outputs that should be equal may differ
 
 
 class Attributions(NamedTuple):
@@ -39,10 +42,16 @@ class Attributions(NamedTuple):
 
     @property
     def relative_error(self) -> float:
-        """Mean absolute completeness error over mean absolute difference; 0 for no rows."""
-        difference = self.outputs - self.baseline_outputs
-        wrong, whole = float(self.error.abs().sum()), float(difference.abs().sum())
-        return wrong / whole if whole else math.inf if wrong else 0.0
+        """Mean absolute completeness error over mean absolute difference; 0 for no rows.
+
+        0 also where neither is more than the last bits of the outputs.
+        """
+        ends = [self.outputs, self.baseline_outputs]
+        wrong, whole = float(self.error.abs().sum()), float((ends[0] - ends[1]).abs().sum())
+        last_bits = _ROUNDINGS * torch.finfo(self.outputs.dtype).eps
+        if max(wrong, whole) <= last_bits * sum(float(end.abs().sum()) for end in ends):
+            return 0.0
+        return wrong / whole if whole else math.inf
 
 
 class Attribution(Contract):

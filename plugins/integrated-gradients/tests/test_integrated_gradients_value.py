@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kexue_integrated_gradients import integrated_gradients
+from kexue_integrated_gradients import Attributions, integrated_gradients
 from kexue_integrated_gradients.quadrature import RULES, Rule, nodes
 
 RULE = pytest.mark.parametrize("rule", RULES)
@@ -222,8 +222,18 @@ def test_the_input_as_baseline_gives_zeros() -> None:
     x = rows(3, 6)
     found = integrated_gradients(network(), x, x, target=0)
     assert not found.values.any()
-    assert not found.error.any()
+    assert found.error.abs().max() < 1e-14  # F(x) and F(baseline) may differ in their last bits
     assert found.relative_error == 0
+
+
+@pytest.mark.parametrize(("ulps", "error"), [(0, 0.0), (20, 0.0), (1000, 1.0)])
+def test_a_difference_in_the_last_bits_is_none(ulps: int, error: float) -> None:
+    outputs = torch.tensor([3.0, -5.0])
+    others = outputs * (1 + ulps * torch.finfo(outputs.dtype).eps)
+    found = Attributions(torch.zeros(2, 6), outputs - others, outputs, others)
+    assert found.relative_error == pytest.approx(error)
+    missed = found._replace(error=torch.ones(2))
+    assert missed.relative_error > 100
 
 
 @pytest.mark.parametrize(

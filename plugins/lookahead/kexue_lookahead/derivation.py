@@ -249,7 +249,9 @@ class Derivation:
         """
 
     def selects(self, optimizer: DerivedOptimizer, group: Group) -> Sequence[bool]:
-        """Return for each parameter of a group whether ``update`` is about it.
+        """Return for each parameter of a group whether it is changed by the derivation.
+
+        Those are given to ``update``, and for those ``fuses`` asks for a kernel.
 
         Args:
             optimizer: The optimizer.

@@ -43,7 +43,9 @@ def test_converges_to_the_pseudo_inverse(shape: tuple[int, int]) -> None:
     matrix = stochastic(2, 3, *shape)
     wanted = torch.linalg.pinv(matrix)
     errors = [float((pseudo_inverse(matrix, n) - wanted).abs().max()) for n in (4, 8, 25)]
-    assert errors == sorted(errors, reverse=True)
+    after = [max(error, 1e-10) for error in errors]  # below, it is rounding that decides
+    assert after[0] > after[2]
+    assert after == sorted(after, reverse=True)
     torch.testing.assert_close(pseudo_inverse(matrix, 25), wanted)
 
 
