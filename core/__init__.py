@@ -135,7 +135,7 @@ if TYPE_CHECKING:
         restore_state as restore_state,
     )
     from kexue.core.stepping import (
-        saved_tensors as saved_tensors,
+        saved_state as saved_state,
     )
     from kexue.core.stepping import (
         some_parameters as some_parameters,
@@ -180,7 +180,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_settings",
             "different_parameters",
             "restore_state",
-            "saved_tensors",
+            "saved_state",
             "some_parameters",
             "state_dtype",
             "with_gradient",

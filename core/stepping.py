@@ -33,7 +33,7 @@ __all__ = [
     "check_settings",
     "different_parameters",
     "restore_state",
-    "saved_tensors",
+    "saved_state",
     "some_parameters",
     "state_dtype",
     "with_gradient",
@@ -167,21 +167,20 @@ def state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float32 if parameter.dtype in _HALF else parameter.dtype
 
 
-def saved_tensors(
+def saved_state(
     optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
-) -> Iterator[tuple[Tensor, str, Tensor]]:
-    """Yield what a state dict has of each parameter: the parameter, the name, the tensor.
+) -> Iterator[tuple[Tensor, str, Any]]:
+    """Yield what a state dict has of each parameter: the parameter, the name, the value.
 
     Args:
         optimizer: An optimizer of as many parameters, in the same order.
-        state_dict: What ``state_dict`` returned; numbers that are no tensors are left out.
+        state_dict: What ``state_dict`` returned.
     """
     saved = [index for group in state_dict["param_groups"] for index in group["params"]]
     here = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in zip(saved, here, strict=True):
         for name, value in state_dict["state"].get(index, {}).items():
-            if isinstance(value, Tensor):
-                yield parameter, name, value
+            yield parameter, name, value
 
 
 def restore_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -195,10 +194,11 @@ def restore_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any
         optimizer: The optimizer that has loaded it.
         state_dict: What it has loaded. Not modified, and not shared afterwards.
     """
-    for parameter, name, value in saved_tensors(optimizer, state_dict):
-        alike = _kind(value) == _kind(parameter)
-        dtype = state_dtype(parameter) if alike else value.dtype
-        optimizer.state[parameter][name] = value.to(parameter.device, dtype, copy=True)
+    for parameter, name, value in saved_state(optimizer, state_dict):
+        if isinstance(value, Tensor):
+            alike = _kind(value) == _kind(parameter)
+            dtype = state_dtype(parameter) if alike else value.dtype
+            optimizer.state[parameter][name] = value.to(parameter.device, dtype, copy=True)
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

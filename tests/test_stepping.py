@@ -14,7 +14,7 @@ from kexue.core import (
     check_settings,
     different_parameters,
     restore_state,
-    saved_tensors,
+    saved_state,
     some_parameters,
     state_dtype,
     with_gradient,
@@ -161,14 +161,14 @@ def test_the_state_goes_with_the_type_of_another_parameter() -> None:
     assert other.state[q]["count"].dtype == torch.int32
 
 
-def test_saved_tensors_are_those_of_their_parameters() -> None:
+def test_saved_state_is_that_of_its_parameters() -> None:
     own = [parameter(), parameter(), parameter()]
     for p in own[::2]:
         p.grad = torch.ones(3)
     one = Mine([{"params": own[:1]}, {"params": own[1:]}])
     one.step()
-    found = [(p, name) for p, name, _ in saved_tensors(one, one.state_dict())]
-    names = ["sum", "count"]
-    assert found == [(own[0], name) for name in names] + [(own[2], name) for name in names]
+    found = [(p, name) for p, name, _ in saved_state(one, one.state_dict())]
+    assert [name for _, name in found] == ["sum", "count", "step"] * 2
+    assert [id(p) for p, _ in found] == [id(own[0])] * 3 + [id(own[2])] * 3
     with pytest.raises(ValueError, match="shorter"):
-        list(saved_tensors(Mine(own[:1]), one.state_dict()))
+        list(saved_state(Mine(own[:1]), one.state_dict()))

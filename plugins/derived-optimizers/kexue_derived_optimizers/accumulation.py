@@ -11,7 +11,8 @@ Call ``zero_grad`` before every ``backward``, as without it. A parameter without
 call counts as zero there, and is not moved if it has none in the whole window. Memory: one number
 per parameter, in float32 for float16 and bfloat16. An unfinished window goes with the
 ``state_dict``; at the end of an epoch, ``flush()`` takes the step with the mean of what there is. A
-call that GradScaler leaves out is none, and its small batch is lost.
+call that GradScaler leaves out is none, and its small batch is lost. Nor is the very first call one
+where rates and gradients are 0: by it torch's checkpoints have an optimizer make its state.
 
 Deviations: bert4keras takes the step in the first call of the next window, an empty one in the very
 first call, and lets bias corrections and schedules count calls; that is another trajectory.
@@ -32,7 +33,7 @@ from torch import Tensor
 from kexue.core import ArgumentError, state_dtype
 from kexue_derived_optimizers.options import is_count, require
 from kexue_derived_optimizers.recipe import Recipe
-from kexue_lookahead.derivation import Derivation, Group, batches, local
+from kexue_lookahead.derivation import Derivation, Group, batches, distributed, local
 from kexue_lookahead.derived import DerivedOptimizer, become, derive
 from kexue_lookahead.phases import take_step
 
@@ -41,9 +42,11 @@ __all__ = ["GradAccumulation", "GradAccumulationDerivation", "Window", "with_gra
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
 _SUM = "grad-accumulation.sum"
+_ADDED = "grad-accumulation.added"
+"""How many gradients of a parameter are in its sum; with 0, what is there is old."""
+
 _COUNT = "grad_accum_count"
 _LENT = "_grad_accum_lent"
-_SPARE = "_grad_accum_spare"
 _FLUSHING = "_grad_accum_flushing"
 
 
@@ -153,6 +156,9 @@ class GradAccumulationDerivation(Derivation):
         if steps == 1 and count == 0:
             return True  # there is nothing to wait for
         if not vars(optimizer).get(_FLUSHING):
+            if count == 0 and _is_asked_for_state(optimizer):
+                _begin(optimizer)
+                return True
             count += 1
             for group in groups:
                 _add(optimizer, group)
@@ -173,6 +179,31 @@ class GradAccumulationDerivation(Derivation):
             p.grad = gradient
 
 
+def _is_asked_for_state(optimizer: DerivedOptimizer) -> bool:
+    """Whether this call of ``step`` is one that torch's checkpoints make of their own.
+
+    They have an optimizer without a state make one, into which they load, by a step with rates and
+    gradients of 0.
+    """
+    if any(optimizer.state.values()) or any(g.get("lr", 0) != 0 for g in optimizer.param_groups):
+        return False
+    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    return bool(grads) and not any(_whole(g.any()) for g in grads)
+
+
+def _whole(found: Any) -> bool:
+    """Return what is found in all shards, the same in each process."""
+    return bool(found.full_tensor() if distributed(found) else found)
+
+
+def _begin(optimizer: DerivedOptimizer) -> None:
+    """Make the sums, empty."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                optimizer.state[p].update({_SUM: _zeros(p), _ADDED: 0})
+
+
 def _add(optimizer: DerivedOptimizer, group: Group) -> None:
     """Add the gradients of a group to their sums; the first of a window is copied."""
     new: list[Tensor] = []
@@ -180,41 +211,41 @@ def _add(optimizer: DerivedOptimizer, group: Group) -> None:
     for p in group["params"]:
         if p.grad is None:
             continue
-        (old if _SUM in optimizer.state[p] else new).append(p)
-    for p in new:
-        optimizer.state[p][_SUM] = _buffer(optimizer, p)
+        state = optimizer.state[p]
+        if _SUM not in state:
+            state.update({_SUM: _zeros(p), _ADDED: 0})
+        (old if state[_ADDED] else new).append(p)
+        state[_ADDED] += 1
     for params, apply in ((new, torch._foreach_copy_), (old, torch._foreach_add_)):
         for batch in batches(optimizer, group, params):
             sums = [local(optimizer.state[p][_SUM]) for p in batch.params]
             apply(sums, [local(g) for g in batch.grads])
 
 
-def _buffer(optimizer: DerivedOptimizer, p: Tensor) -> Tensor:
-    """Return memory for a sum; on a CPU, where new memory is dear, the same again."""
-    kept = state_dtype(p)
-    spare: Tensor | None = vars(optimizer).setdefault(_SPARE, {}).pop(p, None)
-    if spare is None or (spare.shape, spare.dtype, spare.device) != (p.shape, kept, p.device):
-        return torch.empty_like(p, dtype=kept, requires_grad=False)
-    return spare
+def _zeros(p: Tensor) -> Tensor:
+    return torch.zeros_like(p, dtype=state_dtype(p), requires_grad=False)
 
 
 def _lend(optimizer: DerivedOptimizer, count: int) -> None:
-    """Close the window: for the length of the step, the gradients are the means."""
+    """Close the window: for the length of the step, the gradients are the means.
+
+    The sums stay in the state, so that a checkpoint of it always has the same entries, which those
+    of shards are read by.
+    """
     lent: dict[Tensor, Tensor | None] = {}
     vars(optimizer)[_LENT] = lent
     for group in optimizer.param_groups:
         group[_COUNT] = 0
         lent.update((p, p.grad) for p in group["params"])
-        summed = [p for p in group["params"] if _SUM in optimizer.state.get(p, ())]
+        summed = [p for p in group["params"] if optimizer.state.get(p, {}).get(_ADDED)]
         for p in group["params"]:
             p.grad = None
         for batch in batches(optimizer, group, summed):
-            means = [optimizer.state[p].pop(_SUM) for p in batch.params]
+            means = [optimizer.state[p][_SUM] for p in batch.params]
             torch._foreach_div_([local(mean) for mean in means], count)
             for p, mean in zip(batch.params, means, strict=True):
+                optimizer.state[p][_ADDED] = 0
                 p.grad = mean.to(p.dtype)
-                if p.device.type == "cpu":
-                    vars(optimizer).setdefault(_SPARE, {})[p] = mean
 
 
 @overload
@@ -231,9 +262,10 @@ def with_grad_accumulation(base: Any, *, grad_accum_steps: int = 2) -> Any:
     """Let an optimizer step once in k calls of ``step``, with the mean of their gradients.
 
     The option is an entry of the parameter groups, too, the same in all; a change counts from the
-    next call on. The sums are in ``optimizer.state[p]["grad-accumulation.sum"]`` while a window is
-    open. The optimizer has a method :meth:`~Window.flush`, which closes it. Gradients must be
-    dense. Under DDP, every call is to see reduced gradients: leave ``no_sync`` out.
+    next call on. In ``optimizer.state[p]``, ``"grad-accumulation.sum"`` is the sum of as many
+    gradients as ``"grad-accumulation.added"`` says, and old where that is 0. The optimizer has a
+    method :meth:`~Window.flush`, which closes the window. Gradients must be dense. Under DDP, every
+    call is to see reduced gradients: leave ``no_sync`` out.
 
     Args:
         base: A class of optimizers, the name of one (``"adam"``), or an optimizer, which becomes a

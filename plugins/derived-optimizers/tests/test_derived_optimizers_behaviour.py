@@ -7,13 +7,20 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from kexue.core import ArgumentError
 from kexue_derived_optimizers import (
@@ -148,13 +155,14 @@ def test_rates_may_be_tensors(make: Any) -> None:
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301
 @pytest.mark.parametrize("make", [everything(), LAMB, LARS, AdamWLR, GradAccumulation])
-def test_copies_go_on_alike(make: Any, how: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize("calls", [1, 3])
+def test_copies_go_on_alike(make: Any, how: Callable[[Any], Any], calls: int) -> None:
     model = Model()
     optimizer = make(model.parameters(), lr=0.05)
-    train(model, optimizer, range(3))
+    train(model, optimizer, range(calls))
     twin, copied = how((model, optimizer))
-    train(model, optimizer, range(3, 8))
-    train(twin, copied, range(3, 8))
+    train(model, optimizer, range(calls, 8))
+    train(twin, copied, range(calls, 8))
     assert same(model, twin)
     assert type(copied) is type(optimizer)
 
@@ -550,6 +558,55 @@ def test_groups_share_the_window() -> None:
     early.grad = late.grad = torch.tensor(4.0)
     optimizer.step()
     assert (early.item(), late.item()) == (-3.0, -2.0)
+
+
+def torch_checkpoint(
+    way: str, folder: Path, model: nn.Module, optimizer: Any, twin: nn.Module, other: Any
+) -> None:
+    """Carry model and optimizer by one of torch's ways that are made for shards."""
+    options = StateDictOptions(full_state_dict=way == "full")
+    parts = get_state_dict(model, optimizer, options=options)
+    if way == "files":
+        dcp.save(dict(zip("ab", parts, strict=True)), checkpoint_id=folder, no_dist=True)
+        into = dict(zip("ab", get_state_dict(twin, other), strict=True))
+        dcp.load(into, checkpoint_id=folder, no_dist=True)
+        parts = into["a"], into["b"]
+    found, state = copy.deepcopy(parts)
+    set_state_dict(twin, other, model_state_dict=found, optim_state_dict=state, options=options)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed is disabled, unavailable or uninitialized")
+@pytest.mark.parametrize("way", ["full", "parts", "files"])
+@pytest.mark.parametrize("make", [everything(), everything(SGD), GradAccumulation])
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_the_checkpoints_of_torch_have_the_window(
+    make: Any, way: str, calls: int, tmp_path: Path
+) -> None:
+    model, twin = Model(), Model()
+    optimizer = make(model.parameters(), lr=0.05)
+    train(model, optimizer, range(calls))
+    other = make(twin.parameters(), lr=0.7)
+    torch_checkpoint(way, tmp_path, model, optimizer, twin, other)
+    assert same(model, twin)
+    train(model, optimizer, range(calls, 9))
+    train(twin, other, range(calls, 9))
+    assert same(model, twin)
+
+
+def test_a_first_call_of_zeros_counts_where_it_has_a_rate() -> None:
+    p, q = (nn.Parameter(torch.zeros(())) for _ in range(2))
+    optimizer = with_grad_accumulation(SGD)([p, q], lr=1.0)
+    p.grad, q.grad = torch.zeros(()), torch.zeros(())
+    optimizer.step()
+    p.grad, q.grad = torch.tensor(2.0), None
+    optimizer.step()
+    assert p.item() == -1.0
+    optimizer = with_grad_accumulation(SGD)([p, q], lr=0.0)
+    p.grad, q.grad = torch.zeros(()), torch.tensor(4.0)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step()
+    assert (p.item(), q.item()) == (-1.0, -4.0)
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def found() -> dict[str, float]:
     return run_processes(WORKER)
 
 
-CHOICES = ("lamb", "lars", "clamped", "decay", "everything")
+CHOICES = ("lamb", "lars", "clamped", "decay", "everything", "files")
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -110,20 +110,27 @@ def test_neutral_settings_are_the_base(base: str, names: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("base", BASES)
-def test_resumes_to_the_bit(base: str, names: tuple[str, ...]) -> None:
-    """After 5 calls: the third window is open, and the first cycle of 3 or of 6 calls, too."""
+@pytest.mark.parametrize("calls", [1, 5])
+def test_resumes_to_the_bit(base: str, names: tuple[str, ...], calls: int) -> None:
+    """In the middle of the first window or the third, and of the first cycle of 3 or of 6 calls.
+
+    After one call a parameter has had no gradient yet, and with a window the base has no state.
+    """
     own = start(torch.bfloat16 if len(names) % 2 else torch.float32)
     optimizer = make(base, names, own, CHOSEN)
-    run(optimizer, own, range(5))
+    begun, rest = range(1, 1 + calls), range(1 + calls, 12)
+    run(optimizer, own, begun)
     stored = io.BytesIO()
     torch.save(optimizer.state_dict(), stored)
     stored.seek(0)
     twins = copy.deepcopy(own)
     resumed = make(base, names, twins, NEUTRAL)
     resumed.load_state_dict(torch.load(stored, weights_only=True))
-    run(optimizer, own, range(5, 11))
-    run(resumed, twins, range(5, 11))
+    again, copied = copy.deepcopy((own, optimizer))
+    for each, stepped in ((own, optimizer), (twins, resumed), (again, copied)):
+        run(stepped, each, rest)
     assert same(own, twins)
+    assert same(own, again)
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)

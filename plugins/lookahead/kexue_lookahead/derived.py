@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copyreg
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, saved_tensors
+from kexue.core import ArgumentError, saved_state
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
 from kexue_lookahead.derivation import Derivation, Group
@@ -106,7 +107,7 @@ class DerivedOptimizer(torch.optim.Optimizer):
         Args:
             state_dict: The state. Not modified; the derivations' tensors are copied from it.
         """
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "state": self._of_base(state_dict["state"])})
         lay_state(self)
         for group in self.param_groups:
             for derivation in self.derivations:
@@ -114,11 +115,34 @@ class DerivedOptimizer(torch.optim.Optimizer):
                     group.setdefault(name, self.defaults[name])
                 for name in derivation.counters:
                     group.setdefault(name, 0)
-        prefixes = tuple(f"{d.name}." for d in self.derivations)
-        for parameter, key, value in saved_tensors(self, state_dict):
-            if key.startswith(prefixes):
-                # torch gives it the type of the parameter, and may share its memory
-                self.state[parameter][key] = value.to(parameter.device, copy=True)
+        for parameter, key, value in saved_state(self, state_dict):
+            if self._is_of_derivation(key):
+                # torch would give it the type of the parameter, and may share its memory
+                tensor = isinstance(value, Tensor)
+                kept = value.to(parameter.device, copy=True) if tensor else value
+                self.state[parameter][key] = kept
+
+    def _is_of_derivation(self, key: Any) -> bool:
+        """Whether an entry of a parameter's state is a derivation's."""
+        return str(key).startswith(tuple(f"{d.name}." for d in self.derivations if d.remembers))
+
+    def _of_base(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return what of a state is the base's: nothing of parameters that it has not seen yet."""
+        found: dict[Any, Any] = defaultdict(dict)
+        for key, entries in state.items():
+            kept = {name: x for name, x in entries.items() if not self._is_of_derivation(name)}
+            if kept or not entries:
+                found[key] = kept
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; bases ask for all of theirs wherever they find a state."""
+        everything = state.get("state", {})
+        super().__setstate__({**state, "state": self._of_base(everything)})
+        for parameter, entries in everything.items():
+            for name, value in entries.items():
+                if self._is_of_derivation(name):
+                    self.state[parameter][name] = value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by base and derivations: the class has no address of its own."""

@@ -196,7 +196,7 @@ class Lazy(TouchedRows, Optimizer):
         """
         for group in self.param_groups:
             for p in group["params"]:
-                if "last" in self.state[p]:
+                if "last" in self.state.get(p, ()):
                     _catch_up(group, self.state[p])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class SlowWeights:
             [0.75, 0.75]
         """
         _check_outside(self)
-        with_slow = [p for g in self.param_groups for p in g["params"] if _SLOW in self.state[p]]
+        with_slow = [p for g in self.param_groups for p in _begun(self, g)]
         self._lookahead_fast = [p.detach().clone() for p in with_slow]
         try:
             with torch.no_grad():
@@ -153,15 +153,14 @@ class LookaheadDerivation(Derivation):
         return [group["slow_step_size"] < 1] * len(group["params"])
 
     def begin(self, optimizer: DerivedOptimizer) -> None:
-        """Keep θ as φ where there is none yet.
+        """Keep θ as φ where there is none yet, and a gradient for the first time.
 
         Args:
             optimizer: The optimizer.
         """
         for group in optimizer.param_groups:
             for p in group["params"]:
-                state = optimizer.state[p]
-                if _SLOW not in state and (p.grad is not None or p.requires_grad):
+                if p.grad is not None and _SLOW not in (state := optimizer.state[p]):
                     state[_SLOW] = p.detach().to(state_dtype(p), copy=True)
 
     def end(self, optimizer: DerivedOptimizer) -> None:
@@ -179,6 +178,11 @@ class LookaheadDerivation(Derivation):
                 _mix(optimizer, group)
 
 
+def _begun(optimizer: Any, group: Group) -> list[Tensor]:
+    """Return the parameters of a group that have slow weights; the others get no empty state."""
+    return [p for p in group["params"] if _SLOW in optimizer.state.get(p, ())]
+
+
 def _momenta(state: dict[str, Any]) -> list[str]:
     """Return under which keys the base keeps a first moment."""
     return [key for key in _MOMENTA if isinstance(state.get(key), Tensor)]
@@ -186,7 +190,7 @@ def _momenta(state: dict[str, Any]) -> list[str]:
 
 def _begin_momenta(optimizer: DerivedOptimizer, group: Group) -> None:
     """Start slow momenta at 0; at once, because checkpoints of shards ask for all of the state."""
-    for p in group["params"]:
+    for p in _begun(optimizer, group):
         state = optimizer.state[p]
         for key in _momenta(state):
             if f"{_PREFIX}{key}" not in state:
@@ -195,9 +199,8 @@ def _begin_momenta(optimizer: DerivedOptimizer, group: Group) -> None:
 
 def _mix(optimizer: DerivedOptimizer, group: Group) -> None:
     """End the cycle of a group."""
-    moved = [p for p in group["params"] if _SLOW in optimizer.state[p]]
     share = group["slow_step_size"]  # α
-    for batch in batches(optimizer, group, moved):
+    for batch in batches(optimizer, group, _begun(optimizer, group)):
         states = [optimizer.state[p] for p in batch.params]
         mix(batch.params, [s[_SLOW] for s in states], share)
         pairs = [(s, key) for s in states for key in _momenta(s)]
@@ -248,9 +251,10 @@ def with_lookahead(
     The options are entries of the parameter groups, too: a group may have its own, and its own
     cycle, which starts when the group joins. The slow weights are in
     ``optimizer.state[p]["lookahead.slow"]``, in float32 for float16 and bfloat16 parameters; they
-    start at the parameters of the first step, and parameters that have no gradient in some steps
-    are mixed like the others. Whoever changes the parameters between two steps by hand (not through
-    ``load_state_dict`` of model and optimizer) finds them mixed with the old slow ones.
+    start at the parameters of the first step that has a gradient for them, and parameters that have
+    none in later steps are mixed like the others. Whoever changes the parameters between two steps
+    by hand (not through ``load_state_dict`` of model and optimizer) finds them mixed with the old
+    slow ones.
 
     Below it SGD takes torch's fused kernel where it can, unless ``foreach`` or ``fused`` is given
     or α is 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -199,6 +200,27 @@ def test_goes_on_in_the_middle_of_a_cycle(pullback: Any, dtype: torch.dtype) -> 
         assert resumed.state[twin][SLOW].data_ptr() != optimizer.state[p][SLOW].data_ptr()
     run(optimizer, own, range(7, 14))
     run(resumed, twins, range(7, 14))
+    assert apart(own, twins) == 0
+
+
+@pytest.mark.parametrize("how", ["loaded", "pickled", "copied"])
+@pytest.mark.parametrize("base", ["adam", "sgd", "nadam", "rmsprop", "torch.optim.adafactor"])
+def test_a_parameter_that_had_no_gradient_yet_goes_on(base: str, how: str) -> None:
+    own = make(torch.float32)
+    optimizer = with_lookahead(base)(own, lr=0.1, slow_steps=2, pullback="average")
+    run(optimizer, own[:-1], range(3))
+    with optimizer.slow_weights():
+        assert own[-1] not in optimizer.state  # checkpoints of shards take an empty one for begun
+    if how == "pickled":
+        twins, resumed = pickle.loads(pickle.dumps((own, optimizer)))  # noqa: S301
+    elif how == "copied":
+        twins, resumed = copy.deepcopy((own, optimizer))
+    else:
+        twins = [nn.Parameter(p.detach().clone()) for p in own]
+        resumed = with_lookahead(base)(twins, lr=0.7)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, own, range(3, 8))
+    run(resumed, twins, range(3, 8))
     assert apart(own, twins) == 0
 
 
