@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kexue.core.describe import (
         Parameter as Parameter,
     )
+    from kexue.core.eager import eagerly as eagerly
     from kexue.core.errors import (
         ArgumentError as ArgumentError,
     )
@@ -152,6 +153,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "component": ["Component", "Dataset", "Example", "Experiment", "Interface"],
         "describe": ["Description", "Input", "Parameter"],
+        "eager": ["eagerly"],
         "errors": [
             "ArgumentError",
             "ComponentConflictError",

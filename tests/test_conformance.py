@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -363,7 +364,7 @@ ASKED = {
     "decoder": {"result form", "padding is not seen", "rejects unknown parameters"},
     "sampler": {"seeded", "draws", "frequencies", "global state is not changed"},
     "similarity": {"pairs, matrix and search agree", "rows do not see each other"},
-    "optimizer": {"lowers the loss", "resumes", "groups", "runs on files"},
+    "optimizer": {"lowers the loss", "resumes", "steps compile", "groups", "runs on files"},
     "generator": {"fits and generates", "its example runs"},
 }
 
@@ -764,9 +765,7 @@ class ForgetsTheLoss(SoundOptimizer):
 
 
 class CountsByItself(SoundOptimizer):
-    def __init__(self, params: Any, lr: float = 1e-2) -> None:
-        super().__init__(params, lr)
-        self.count = 0
+    count = 0
 
     def move(self, parameter: Tensor, lr: float) -> None:
         self.count += 1
@@ -777,6 +776,24 @@ class MovesWhatHasNoGradient(SoundOptimizer):
     def move(self, parameter: Tensor, lr: float) -> None:
         parameter.mul_(1 - lr)
         super().move(parameter, lr)
+
+
+class LoadsWhatHasBegun(SoundOptimizer):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["velocity"] = self.state[parameter]["velocity"].clone()
+
+
+class IsCopiedInPart(SoundOptimizer):
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "state": defaultdict(dict)}
+
+
+class OtherwiseCompiledSteps(SoundOptimizer):
+    def move(self, parameter: Tensor, lr: float) -> None:
+        super().move(parameter, 2 * lr if torch.compiler.is_compiling() else lr)
 
 
 class FitsNothing(SoundGenerator):
@@ -859,6 +876,9 @@ MUTANTS: dict[type, tuple[str, str]] = {
     Ascends: ("lowers the loss", "the loss was .* after fifty steps"),
     ForgetsTheLoss: ("lowers the loss", r"`step\(closure\)` must return the loss"),
     CountsByItself: ("resumes", "a resumed run differs"),
+    LoadsWhatHasBegun: ("resumes", "KeyError: 'velocity'"),
+    IsCopiedInPart: ("resumes", "a pickled run differs"),
+    OtherwiseCompiledSteps: ("steps compile", "a compiled step differs"),
     MovesWhatHasNoGradient: ("groups", "a parameter without a gradient was moved"),
     FitsNothing: ("fits and generates", "the loss was 0 and is 0 after five epochs"),
     GeneratesTooFew: ("fits and generates", r"three rows have shape \[2, 3\]"),

@@ -21,7 +21,7 @@ TREES = {module: ast.parse(path.read_bytes(), str(path)) for module, path in FIL
 NODES = [(module, node) for module, tree in TREES.items() for node in ast.walk(tree)]
 
 FLOORS = {
-    "ground": "errors component hooks docstrings source signatures text lab interfaces "
+    "ground": "eager errors component hooks docstrings source signatures text lab interfaces "
     "interfaces.base",
     "files": "catalogue settings device loading lines tables writing files plots stepping",
     "registry": "discovery describe registry packages scaffold environment",

@@ -33,7 +33,7 @@ from kexue.core.conformance.kit import (
 from kexue.core.device import resolve_device
 from kexue.core.errors import KexueError
 
-__all__ = ["CHECKS", "assert_close"]
+__all__ = ["CHECKS", "assert_close", "without_graph_break_reports"]
 
 _GARBAGE = {False: -100, True: 13.0}
 """What stands behind the mask: what users pad tags with, and scores that any sum would show."""
@@ -292,13 +292,13 @@ def compiles(subject: Subject) -> None:
         built if subject.method in {"forward", "__call__"} else getattr(built, subject.method)
     )
     compiled: Any = torch.compile(function, backend="aot_eager")
-    with _without_graph_break_reports():
+    with without_graph_break_reports():
         found = tensors_of(compiled(**inputs))
     assert_close(found, wanted, "compiled", 1e-5)
 
 
 @contextlib.contextmanager
-def _without_graph_break_reports() -> Iterator[None]:
+def without_graph_break_reports() -> Iterator[None]:
     """Keep the compiler from telling of graph breaks, which are allowed."""
     logger = logging.getLogger("torch._dynamo")
     level = logger.level

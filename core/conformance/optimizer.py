@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kexue.core.conformance.common import without_graph_break_reports
 from kexue.core.conformance.kit import Check, Subject, require
 
 __all__ = ["checks"]
@@ -59,18 +61,45 @@ def lowers_the_loss(subject: Subject) -> None:
     require(after < before, f"the loss was {before:.4g} and is {after:.4g} after fifty steps")
 
 
+def _same(found: list[nn.Parameter], wanted: list[nn.Parameter], what: str) -> None:
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=0, msg=f"a {what} run differs")
+
+
 def resumes(subject: Subject) -> None:
-    """Go on from a ``state_dict`` as if nothing had happened."""
+    """Go on from a ``state_dict`` or a copy as if nothing had happened, after any step.
+
+    One parameter has its first gradient after that: many have no state of it yet.
+    """
+    for begun in (1, 3):
+        parameters = _start()
+        optimizer = _make(subject, parameters)
+        _steps(optimizer, parameters[1:], begun)
+        twins = [nn.Parameter(p.detach().clone()) for p in parameters]
+        resumed = _make(subject, twins)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        copies, copied = pickle.loads(pickle.dumps((parameters, optimizer)))  # noqa: S301
+        for run, own in ((optimizer, parameters), (resumed, twins), (copied, copies)):
+            _steps(run, own, 3)
+        _same(twins, parameters, "resumed")
+        _same(copies, parameters, "pickled")
+
+
+def steps_compile(subject: Subject) -> None:
+    """Take the same steps under ``torch.compile``."""
     parameters = _start()
     optimizer = _make(subject, parameters)
+    twins, other = pickle.loads(pickle.dumps((parameters, optimizer)))  # noqa: S301
+    torch.compiler.reset()
+    compiled: Any = torch.compile(other.step, backend="aot_eager")
     _steps(optimizer, parameters, 3)
-    twins = [nn.Parameter(p.detach().clone()) for p in parameters]
-    resumed = _make(subject, twins)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    _steps(optimizer, parameters, 3)
-    _steps(resumed, twins, 3)
+    with without_graph_break_reports():
+        for _ in range(3):
+            other.zero_grad()
+            _loss(twins).backward()  # type: ignore[no-untyped-call]
+            compiled()
     for a, b in zip(parameters, twins, strict=True):
-        torch.testing.assert_close(b, a, rtol=0, atol=0, msg="a resumed run differs")
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg="a compiled step differs")
 
 
 def groups(subject: Subject) -> None:
@@ -89,5 +118,6 @@ def checks() -> list[Check]:
     return [
         Check("lowers the loss", lowers_the_loss),
         Check("resumes", resumes),
+        Check("steps compile", steps_compile, lambda s: bool(s.capability("compilable"))),
         Check("groups", groups),
     ]

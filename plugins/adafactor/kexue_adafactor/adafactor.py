@@ -42,6 +42,7 @@ from kexue.core import (
     Example,
     Optimizer,
     different_parameters,
+    eagerly,
     restore_state,
     some_parameters,
     state_dtype,
@@ -192,6 +193,7 @@ class Adafactor(Optimizer):
                 )
         super().add_param_group(group)
 
+    @eagerly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.

@@ -48,6 +48,7 @@ from kexue.core import (
     Optimizer,
     check_settings,
     different_parameters,
+    eagerly,
     restore_state,
     some_parameters,
     state_dtype,
@@ -158,6 +159,7 @@ class AdaX(Optimizer):
             self._warn(group["betas"][1], stacklevel=2)
         super().add_param_group(group)
 
+    @eagerly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kexue.core.component import Example
+from kexue.core.eager import eagerly
 from kexue.core.errors import ArgumentError
 from kexue.core.interfaces.decoder import Decoder, DecodeResult
 from kexue.core.interfaces.loss import Loss
@@ -24,7 +25,6 @@ from kexue_crf.checks import (
     tags_out_of_range,
 )
 from kexue_crf.constraints import Constraints, scheme_constraints
-from kexue_crf.eager import eagerly
 
 __all__ = ["CRF"]
 

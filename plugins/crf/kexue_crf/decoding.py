@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kexue.core.eager import eagerly
 from kexue.core.errors import ArgumentError
 from kexue.core.interfaces.decoder import PAD, DecodeResult
 from kexue_crf.chains import Chains, computing_dtype
 from kexue_crf.checks import check_emissions, check_mask, check_shape, not_finite
-from kexue_crf.eager import eagerly
 from kexue_crf.likelihood import Scores
 from kexue_crf.max_plus import Steps, best_paths
 

@@ -58,17 +58,18 @@ class Model(nn.Module):
 
 def through_files(model: nn.Module, optimizer: Any, twin: nn.Module, other: Any) -> None:
     """Carry the state by files, of which each process writes and reads its part."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     with tempfile.TemporaryDirectory() as own:
         folder: list[Any] = [own]
         dist.broadcast_object_list(folder)
-        dcp.save(
+        save(
             dict(zip("ab", get_state_dict(model, optimizer), strict=True)), checkpoint_id=folder[0]
         )
-        into = dict(zip("ab", get_state_dict(twin, other), strict=True))
-        dcp.load(into, checkpoint_id=folder[0])
+        into: dict[str, Any] = dict(zip("ab", get_state_dict(twin, other), strict=True))
+        load(into, checkpoint_id=folder[0])
         dist.barrier()
     set_state_dict(twin, other, model_state_dict=into["a"], optim_state_dict=into["b"])
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from kexue.core import ArgumentError
 from kexue_derived_optimizers import (
@@ -561,15 +562,15 @@ def test_groups_share_the_window() -> None:
 
 
 def torch_checkpoint(
-    way: str, folder: Path, model: nn.Module, optimizer: Any, twin: nn.Module, other: Any
+    model: nn.Module, optimizer: Any, twin: nn.Module, other: Any, *, way: str, folder: Path
 ) -> None:
     """Carry model and optimizer by one of torch's ways that are made for shards."""
     options = StateDictOptions(full_state_dict=way == "full")
-    parts = get_state_dict(model, optimizer, options=options)
+    parts: Any = get_state_dict(model, optimizer, options=options)
     if way == "files":
-        dcp.save(dict(zip("ab", parts, strict=True)), checkpoint_id=folder, no_dist=True)
-        into = dict(zip("ab", get_state_dict(twin, other), strict=True))
-        dcp.load(into, checkpoint_id=folder, no_dist=True)
+        save(dict(zip("ab", parts, strict=True)), checkpoint_id=folder, no_dist=True)
+        into: dict[str, Any] = dict(zip("ab", get_state_dict(twin, other), strict=True))
+        load(into, checkpoint_id=folder, no_dist=True)
         parts = into["a"], into["b"]
     found, state = copy.deepcopy(parts)
     set_state_dict(twin, other, model_state_dict=found, optim_state_dict=state, options=options)
@@ -586,7 +587,7 @@ def test_the_checkpoints_of_torch_have_the_window(
     optimizer = make(model.parameters(), lr=0.05)
     train(model, optimizer, range(calls))
     other = make(twin.parameters(), lr=0.7)
-    torch_checkpoint(way, tmp_path, model, optimizer, twin, other)
+    torch_checkpoint(model, optimizer, twin, other, way=way, folder=tmp_path)
     assert same(model, twin)
     train(model, optimizer, range(calls, 9))
     train(twin, other, range(calls, 9))

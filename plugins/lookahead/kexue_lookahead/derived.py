@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast, overload
 import torch
 from torch import Tensor
 
-from kexue.core import ArgumentError, saved_state
+from kexue.core import ArgumentError, eagerly, saved_state
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
 from kexue_lookahead.derivation import Derivation, Group
@@ -79,6 +79,7 @@ class DerivedOptimizer(torch.optim.Optimizer):
 
     # -- the step --------------------------------------------------------------------------------
 
+    @eagerly
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 

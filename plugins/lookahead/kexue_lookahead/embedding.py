@@ -34,6 +34,7 @@ from kexue.core import (
     Optimizer,
     check_settings,
     different_parameters,
+    eagerly,
     restore_state,
     some_parameters,
     state_dtype,
@@ -143,6 +144,7 @@ class Lazy(TouchedRows, Optimizer):
                 )
         super().add_param_group(group)
 
+    @eagerly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.

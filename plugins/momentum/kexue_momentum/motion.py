@@ -35,6 +35,7 @@ from kexue.core import (
     Optimizer,
     check_settings,
     different_parameters,
+    eagerly,
     restore_state,
     some_parameters,
     state_dtype,
@@ -95,6 +96,7 @@ class Motion(Optimizer):
             group["rescale_velocity"] = "dynamics" if settings["keep_friction"] else "none"
         super().add_param_group(group)
 
+    @eagerly
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
