@@ -237,18 +237,40 @@ def test_accelerate_prepares_and_steps_it() -> None:
     assert not optimizer.step_was_skipped
 
 
-def test_lightning_steps_it() -> None:
-    lightning = pytest.importorskip("lightning.pytorch.core.optimizer")
-    model, twin = Model(), Model()
-    wrapped = lightning.LightningOptimizer(everything()(model.parameters(), lr=0.05))
-    assert isinstance(wrapped, Adam)
-    plain = everything()(twin.parameters(), lr=0.05)
-    for t in range(5):
-        for m, step in ((model, wrapped._optimizer.step), (twin, plain.step)):
-            m.zero_grad()
-            m(batch(t)).square().mean().backward()
-            step(closure=lambda: None)
-    assert same(model, twin)
+@pytest.mark.filterwarnings("ignore")  # lightning's own
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}])
+def test_lightning_trains_with_it_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
+    """Five batches an epoch: the checkpoint is in the middle of a window and of a cycle."""
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, rows: Tensor) -> Tensor:
+            found: Tensor = self.model(rows).square().mean()
+            return found
+
+        def configure_optimizers(self) -> Any:
+            return everything()(self.model.parameters(), lr=0.05)
+
+    def fit(epochs: int, start: Path | None = None) -> tuple[nn.Module, Any]:
+        module = Module()
+        trainer = lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, **options,
+        )  # fmt: skip
+        rows: Any = torch.cat([batch(t) for t in range(5)])
+        trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=8), ckpt_path=start)
+        return module.model, trainer
+
+    whole, _ = fit(3)
+    begun, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "begun.ckpt")
+    resumed, _ = fit(3, tmp_path / "begun.ckpt")
+    assert same(whole, resumed)
+    assert not same(begun, whole)
 
 
 # -- groups and names ------------------------------------------------------------------------------
