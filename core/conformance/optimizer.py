@@ -92,9 +92,9 @@ def steps_compile(subject: Subject) -> None:
     twins, other = pickle.loads(pickle.dumps((parameters, optimizer)))  # noqa: S301
     torch.compiler.reset()
     compiled: Any = torch.compile(other.step, backend="aot_eager")
-    _steps(optimizer, parameters, 3)
+    _steps(optimizer, parameters, 6)
     with without_graph_break_reports():
-        for _ in range(3):
+        for _ in range(6):
             other.zero_grad()
             _loss(twins).backward()  # type: ignore[no-untyped-call]
             compiled()

@@ -156,7 +156,7 @@ class GradAccumulationDerivation(Derivation):
         if steps == 1 and count == 0:
             return True  # there is nothing to wait for
         if not vars(optimizer).get(_FLUSHING):
-            if count == 0 and _is_asked_for_state(optimizer):
+            if _is_asked_for_state(optimizer):
                 _begin(optimizer)
                 return True
             count += 1

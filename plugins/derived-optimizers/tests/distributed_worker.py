@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from kexue.core.conformance.distributed import Training, measure, placed
+from kexue.core.conformance.distributed import Training, measure, placed, whole
 from kexue_derived_optimizers import (
     LAMB,
     LARS,
@@ -74,11 +74,27 @@ def through_files(model: nn.Module, optimizer: Any, twin: nn.Module, other: Any)
     set_state_dict(twin, other, model_state_dict=into["a"], optim_state_dict=into["b"])
 
 
+def warm_up(mesh: DeviceMesh) -> float:
+    """Return how far it gets from what it should, where a first gradient is 0 in one shard only.
+
+    With a rate of 0 and no gradient at all it would be one of the calls that checkpoints make.
+    """
+    gradient = torch.tensor([0.0, 0.0, 0.0, 4.0])
+    p = nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Shard(0)]))
+    optimizer = with_grad_accumulation(torch.optim.SGD)([p], lr=0.0)
+    for rate in (0.0, 1.0):
+        optimizer.param_groups[0]["lr"] = rate
+        p.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        optimizer.step()
+    return float((whole(p) + gradient).abs().max())
+
+
 def distances(mesh: DeviceMesh) -> dict[str, float]:
     training = Training(Model, loss=lambda output: (output - 1).square().mean(), steps=5)
     return {
         **training.compare(mesh, CHOICES),
         **training.compare(mesh, {"files": everything}, carry=through_files),
+        "warm-up": warm_up(mesh),
         "columns": placed(mesh, lambda params: LAMB(params, lr=0.1), Shard(1)),
     }
 

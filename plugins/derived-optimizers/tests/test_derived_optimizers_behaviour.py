@@ -537,6 +537,17 @@ def test_a_missing_gradient_counts_as_zero() -> None:
     assert p.grad is None
 
 
+def test_a_late_first_gradient_meets_nothing_of_the_window_before() -> None:
+    p, late = (nn.Parameter(torch.zeros(())) for _ in range(2))
+    optimizer = with_grad_accumulation(SGD)([p, late], lr=1.0, grad_accum_steps=3)
+    for t in range(6):
+        p.grad = torch.tensor(3.0)
+        late.grad = None if t == 3 else torch.tensor(6.0)
+        optimizer.step()
+        assert optimizer.state[p]["grad-accumulation.added"] == (t + 1) % 3
+    assert (p.item(), late.item()) == (-6.0, -6.0 - 4.0)
+
+
 def test_flush_takes_the_mean_of_what_there_is() -> None:
     p = nn.Parameter(torch.zeros(()))
     optimizer = everything(SGD)([p], lr=1.0, grad_accum_steps=3, layer_adaptation=False)
@@ -630,6 +641,10 @@ def test_a_first_call_of_zeros_counts_where_it_has_a_rate() -> None:
     optimizer.param_groups[0]["lr"] = 1.0
     optimizer.step()
     assert (p.item(), q.item()) == (-1.0, -4.0)
+    p.grad, q.grad = torch.zeros(()), torch.zeros(())
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert [optimizer.state[x]["grad-accumulation.added"] for x in (p, q)] == [1, 1]
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -30,3 +30,7 @@ def test_two_processes_match_one(found: dict[str, float], way: str, choice: str)
 
 def test_sharded_columns_match_one_process(found: dict[str, float]) -> None:
     assert found["columns"] < 1e-12
+
+
+def test_a_first_gradient_of_some_shards_counts(found: dict[str, float]) -> None:
+    assert found["warm-up"] == 0

@@ -125,14 +125,14 @@ class DerivedOptimizer(torch.optim.Optimizer):
 
     def _is_of_derivation(self, key: Any) -> bool:
         """Whether an entry of a parameter's state is a derivation's."""
-        return str(key).startswith(tuple(f"{d.name}." for d in self.derivations if d.remembers))
+        return str(key).startswith(tuple(f"{d.name}." for d in self.derivations))
 
     def _of_base(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return what of a state is the base's: nothing of parameters that it has not seen yet."""
         found: dict[Any, Any] = defaultdict(dict)
         for key, entries in state.items():
             kept = {name: x for name, x in entries.items() if not self._is_of_derivation(name)}
-            if kept or not entries:
+            if kept:
                 found[key] = kept
         return found
 
