@@ -201,7 +201,7 @@ def _begin(optimizer: DerivedOptimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
-                optimizer.state[p].update({_SUM: _zeros(p), _ADDED: 0})
+                optimizer.state[p].update(_empty(p))
 
 
 def _add(optimizer: DerivedOptimizer, group: Group) -> None:
@@ -213,7 +213,7 @@ def _add(optimizer: DerivedOptimizer, group: Group) -> None:
             continue
         state = optimizer.state[p]
         if _SUM not in state:
-            state.update({_SUM: _zeros(p), _ADDED: 0})
+            state.update(_empty(p))
         (old if state[_ADDED] else new).append(p)
         state[_ADDED] += 1
     for params, apply in ((new, torch._foreach_copy_), (old, torch._foreach_add_)):
@@ -222,8 +222,9 @@ def _add(optimizer: DerivedOptimizer, group: Group) -> None:
             apply(sums, [local(g) for g in batch.grads])
 
 
-def _zeros(p: Tensor) -> Tensor:
-    return torch.zeros_like(p, dtype=state_dtype(p), requires_grad=False)
+def _empty(p: Tensor) -> dict[str, Any]:
+    """Return the state of a parameter before its first gradient."""
+    return {_SUM: torch.zeros_like(p, dtype=state_dtype(p), requires_grad=False), _ADDED: 0}
 
 
 def _lend(optimizer: DerivedOptimizer, count: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kexue_lookahead.bases import reads_parameters, steps_apart
-from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, local
+from kexue_lookahead.derivation import Batch, Derivation, Group, distributed, local, prefixes
 from kexue_lookahead.fusing import fused_step
 from kexue_lookahead.kept import keeps_updates, lend_updates
 
@@ -231,11 +231,11 @@ def base_step(optimizer: DerivedOptimizer) -> None:
     Args:
         optimizer: The optimizer; its groups are stepped.
     """
-    prefixes = tuple(f"{d.name}." for d in optimizer.derivations if d.remembers)
+    theirs = prefixes(optimizer)
     aside: dict[Tensor, dict[str, Any]] = {}
-    for p in (p for group in optimizer.param_groups for p in group["params"] if prefixes):
+    for p in (p for group in optimizer.param_groups for p in group["params"] if theirs):
         state = optimizer.state.get(p)
-        if state and all(str(key).startswith(prefixes) for key in reversed(state)):
+        if state and all(str(key).startswith(theirs) for key in reversed(state)):
             aside[p] = dict(state)
             state.clear()
     try:

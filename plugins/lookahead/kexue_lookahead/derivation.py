@@ -36,7 +36,7 @@ from kexue.core import ArgumentError
 if TYPE_CHECKING:
     from kexue_lookahead.derived import DerivedOptimizer
 
-__all__ = ["Batch", "Derivation", "batches", "distributed", "local", "matching"]
+__all__ = ["Batch", "Derivation", "batches", "distributed", "local", "matching", "prefixes"]
 
 _WHOLE = {Tensor, torch.nn.Parameter}  # asking these for what they lack takes time
 
@@ -341,6 +341,15 @@ def batches(optimizer: DerivedOptimizer, group: Group, params: Iterable[Tensor])
     for p in params:
         alike[p.device, p.dtype, distributed(p)].append(p)
     return [Batch(optimizer, group, same) for same in alike.values()]
+
+
+def prefixes(optimizer: DerivedOptimizer) -> tuple[str, ...]:
+    """Return what keys in the state of a parameter begin with that are not the base's.
+
+    Args:
+        optimizer: The optimizer.
+    """
+    return tuple(f"{d.name}." for d in optimizer.derivations if d.remembers)
 
 
 def distributed(tensor: Tensor) -> bool:

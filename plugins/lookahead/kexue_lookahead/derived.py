@@ -14,7 +14,7 @@ from torch import Tensor
 from kexue.core import ArgumentError, eagerly, saved_state
 from kexue.core.errors import did_you_mean
 from kexue_lookahead.bases import check_base, resolve_base
-from kexue_lookahead.derivation import Derivation, Group
+from kexue_lookahead.derivation import Derivation, Group, prefixes
 from kexue_lookahead.fusing import fuse, lay_state
 from kexue_lookahead.phases import take_step
 
@@ -108,7 +108,7 @@ class DerivedOptimizer(torch.optim.Optimizer):
         Args:
             state_dict: The state. Not modified; the derivations' tensors are copied from it.
         """
-        super().load_state_dict({**state_dict, "state": self._of_base(state_dict["state"])})
+        super().load_state_dict({**state_dict, "state": _of_base(self, state_dict["state"])})
         lay_state(self)
         for group in self.param_groups:
             for derivation in self.derivations:
@@ -117,39 +117,37 @@ class DerivedOptimizer(torch.optim.Optimizer):
                 for name in derivation.counters:
                     group.setdefault(name, 0)
         for parameter, key, value in saved_state(self, state_dict):
-            if self._is_of_derivation(key):
+            if str(key).startswith(prefixes(self)):
                 # torch would give it the type of the parameter, and may share its memory
                 tensor = isinstance(value, Tensor)
                 kept = value.to(parameter.device, copy=True) if tensor else value
                 self.state[parameter][key] = kept
 
-    def _is_of_derivation(self, key: Any) -> bool:
-        """Whether an entry of a parameter's state is a derivation's."""
-        return str(key).startswith(tuple(f"{d.name}." for d in self.derivations))
-
-    def _of_base(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return what of a state is the base's: nothing of parameters that it has not seen yet."""
-        found: dict[Any, Any] = defaultdict(dict)
-        for key, entries in state.items():
-            kept = {name: x for name, x in entries.items() if not self._is_of_derivation(name)}
-            if kept:
-                found[key] = kept
-        return found
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; bases ask for all of theirs wherever they find a state."""
         everything = state.get("state", {})
-        super().__setstate__({**state, "state": self._of_base(everything)})
+        super().__setstate__({**state, "state": _of_base(self, everything)})
         for parameter, entries in everything.items():
-            for name, value in entries.items():
-                if self._is_of_derivation(name):
-                    self.state[parameter][name] = value
+            for key, value in entries.items():
+                if str(key).startswith(prefixes(self)):
+                    self.state[parameter][key] = value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by base and derivations: the class has no address of its own."""
         if type(self) is not derived_class(self.derived_from, self.derivations):
             return super().__reduce_ex__(protocol)
         return _blank, (self.derived_from, self.derivations), self.__getstate__()
+
+
+def _of_base(optimizer: DerivedOptimizer, state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return what of a state is the base's: nothing of parameters that it has not seen yet."""
+    theirs = prefixes(optimizer)
+    found: dict[Any, Any] = defaultdict(dict)
+    for owner, entries in state.items():
+        kept = {key: x for key, x in entries.items() if not str(key).startswith(theirs)}
+        if kept:
+            found[owner] = kept
+    return found
 
 
 # -- deriving --------------------------------------------------------------------------------------
