@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Problem:
     Args:
         name: What to call it.
         parameters: What the optimizer moves, at its starting point.
-        loss: Computes the scalar loss from them.
+        loss: Computes the scalar loss from them; it takes no arguments.
         minimum: The least value of the loss, if it is known.
     """
 
@@ -115,8 +116,8 @@ def make_problem(
     """Return a built-in problem, or what ``file.py:function`` returns.
 
     The function takes nothing and returns a :class:`Problem`, or a pair of a tensor, a list of
-    tensors or a module, and a function that computes the loss from them. There must be a parameter,
-    and none may be there twice.
+    tensors or a module, and a function of no arguments that computes the loss from them. There must
+    be a parameter, and none may be there twice.
 
     Args:
         name: One of :data:`PROBLEMS`, or ``file.py:function``.
@@ -124,7 +125,8 @@ def make_problem(
         dtype: Its floating-point type, likewise.
 
     Raises:
-        ArgumentError: If there is no such problem, or the function returns something else.
+        ArgumentError: If there is no such problem, or the function or its loss takes arguments, or
+            it returns something else.
     """
     if ":" not in name:
         if name not in PROBLEMS:
@@ -135,8 +137,11 @@ def make_problem(
             )
         return PROBLEMS[name](device=device, dtype=dtype)
     function: Any = load_target(name)
+    if callable(function):
+        _check_takes_nothing(name, function)
     made = function() if callable(function) else function
     if isinstance(made, Problem):
+        _check_takes_nothing(f"The loss of {name}", made.loss)
         _parameters(name, made.parameters)
         return made
     if not (isinstance(made, tuple) and len(made) == 2 and callable(made[1])):
@@ -145,7 +150,21 @@ def make_problem(
             f"Found {type(made).__name__}.",
             argument="problem",
         )
+    _check_takes_nothing(f"The loss of {name}", made[1])
     return Problem(name, _parameters(name, made[0]), made[1])
+
+
+def _check_takes_nothing(what: str, function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ArgumentError(
+            f"{what} must take no arguments: a problem is a function that returns parameters and a "
+            f"loss, which is a function that knows them. Found: {error}.",
+            argument="problem",
+        ) from error
+    except ValueError:  # what is not written in Python may not tell
+        return
 
 
 def _parameters(name: str, given: Any) -> list[nn.Parameter]:

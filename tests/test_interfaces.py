@@ -712,6 +712,15 @@ PROBLEM_FILE = """
     def names():
         return ["a"], lambda: 0
 
+    def of_a_point(x):
+        return x.sum()
+
+    def loss_of_a_point():
+        return weight, lambda x: x.sum()
+
+    def loss_of_a_point_in_a_problem():
+        return Problem("mine", [weight], lambda x: x.sum())
+
     text = "no function"
 """
 
@@ -732,6 +741,9 @@ def test_runs_problems_of_the_user(run: Runner) -> None:
     [
         ("number", "must return a Problem, or parameters and a loss function. Found int"),
         ("text", "must return a Problem, or parameters and a loss function. Found str"),
+        ("of_a_point", "of_a_point must take no arguments: .* Found: missing .*'x'"),
+        ("loss_of_a_point", "The loss of .* must take no arguments: .* Found: missing .*'x'"),
+        ("loss_of_a_point_in_a_problem", "The loss of .* must take no arguments: .*'x'"),
         ("constants", "must be tensors that require gradients.* Found Tensor"),
         ("names", "must be tensors that require gradients.* Found str"),
         ("nothing", "must return at least one parameter. Found none"),
